@@ -1,0 +1,179 @@
+"""The commands that change a cluster's state: what each is called and which fields it has.
+
+An entry of the log is a sequence of commands, each a `codec.Message`. How a command changes the state is decided in `queues`;
+who may propose it, and when, in `node`. A kind that is not listed here stops a node: it is never skipped, since nodes that skip
+different commands hold different states.
+
+Blobs of outputs: for each port `lengths` (u32, little endian, one per value), `body` (the values one after the other), and where
+the port says so `counts` (u32 per input: how many of the values come from it) or `keys` (JSON list of str or null per value).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from p2pcluster.core.codec import Buffer, Message, decode_all
+from p2pcluster.core.ranges import Fence, Range
+from p2pcluster.errors import RemoteProtocolError
+
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "put": {"producer": (list,), "ports": (list,), "source": (dict, type(None))},
+    "done": {"queue": (str,), "ranges": (list,), "ports": (list,), "whole": (bool,)},
+    "take": {"queue": (str,), "ranges": (list,), "fence": (list,)},
+    "release": {"queue": (str,), "ranges": (list,), "fence": (list,)},
+    "fail": {"queue": (str,), "id": (int,), "fence": (list,), "error": (dict,), "delay_ms": (int,)},
+    "due": {"queue": (str,), "ids": (list,)},
+    "session_end": {"node": (str,), "boot": (str,), "ran": (dict,), "error": (dict,), "delay_ms": (int,)},
+    "retry": {"queue": (str,), "ids": (list, type(None))},
+    "discard": {"queue": (str,), "ids": (list, type(None))},
+    "bundle_part": {"version": (str,), "part": (int,), "parts": (int,)},
+    "deploy": {"pipeline": (str,), "version": (str,), "origin": (dict,), "manifest": (dict,), "files": (dict,),
+               "zip_sha256": (str,), "project": (dict,)},
+    "start_run": {"pipeline": (str,), "params": (dict, list, str, int, float, bool, type(None))},
+    "assign": {"pipeline": (str,), "stage": (str,), "shard": (int,), "node": (str,), "boot": (str,)},
+    "close": {"pipeline": (str,), "name": (str,)},
+    "on_done_ran": {"pipeline": (str,), "run": (int,)},
+    "forget": {"producers": (list,)},
+    "member": {"node": (str,), "name": (str,), "facts": (dict,)},
+}
+
+
+class Port(NamedTuple):
+    """The values that leave a stage at one port, for all of `queues`; buffers as in the module's text."""
+
+    queues: Sequence[str]
+    lengths: Buffer
+    body: Buffer
+    counts: Buffer | None = None
+    keys: Buffer | None = None
+
+
+def lengths_of(buffer: Buffer) -> array[int]:
+    """The u32 numbers of a `lengths` or `counts` blob. Raises `RemoteProtocolError` when it is no whole number of them."""
+    if len(buffer) % 4:
+        raise RemoteProtocolError("a blob of lengths is cut short")
+    numbers = array("I")
+    numbers.frombytes(buffer)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def lengths_blob(numbers: Iterable[int]) -> bytes:
+    """The blob that `lengths_of` reads."""
+    packed = array("I", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _ports(ports: Iterable[Port]) -> tuple[list[dict[str, Any]], list[Buffer]]:
+    fields = []
+    blobs: list[Buffer] = []
+    for port in ports:
+        record: dict[str, Any] = {"queues": list(port.queues)}
+        blobs += [port.lengths, port.body]
+        if port.counts is not None:
+            record["counts"] = True
+            blobs.append(port.counts)
+        if port.keys is not None:
+            record["keys"] = True
+            blobs.append(port.keys)
+        fields.append(record)
+    return fields, blobs
+
+
+def read_ports(fields: list[dict[str, Any]], blobs: Sequence[Buffer]) -> list[tuple[Port, int]]:
+    """Each port with the number of its first blob. Raises `RemoteProtocolError` when the blobs do not fit the fields."""
+    ports = []
+    at = 0
+    try:
+        for record in fields:
+            first = at
+            lengths, body = blobs[at], blobs[at + 1]
+            at += 2
+            counts = keys = None
+            if record.get("counts"):
+                counts = blobs[at]
+                at += 1
+            if record.get("keys"):
+                keys = blobs[at]
+                at += 1
+            ports.append((Port(record["queues"], lengths, body, counts, keys), first))
+    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        raise RemoteProtocolError("the ports of a message do not fit its blobs") from error
+    return ports
+
+
+def put(producer: str, epoch: int, seq: int, ports: Iterable[Port], source: dict[str, Any] | None = None,
+        cursor: Buffer | None = None) -> Message:
+    """Values from a producer. `source`: `count`, `hash`, `finished` of a source process, `cursor: true` with the last blob."""
+    fields, blobs = _ports(ports)
+    if cursor is not None:
+        source = {**(source or {}), "cursor": True}
+        blobs.append(cursor)
+    return Message("put", {"producer": [producer, epoch, seq], "ports": fields, "source": source}, tuple(blobs))
+
+
+def done(queue: str, ranges: Sequence[Range], ports: Iterable[Port], whole: bool = False) -> Message:
+    """The inputs `ranges` are finished with these outputs. `whole`: they cannot be told apart (a batch)."""
+    fields, blobs = _ports(ports)
+    return Message("done", {"queue": queue, "ranges": [list(r) for r in ranges], "ports": fields, "whole": whole}, tuple(blobs))
+
+
+def take(queue: str, ranges: Sequence[Range], fence: Fence) -> Message:
+    """The session of `fence` leases `ranges`."""
+    return Message("take", {"queue": queue, "ranges": [list(r) for r in ranges], "fence": list(fence)})
+
+
+def release(queue: str, ranges: Sequence[Range], fence: Fence) -> Message:
+    """What did not run goes back, no delivery counted."""
+    return Message("release", {"queue": queue, "ranges": [list(r) for r in ranges], "fence": list(fence)})
+
+
+def fail(queue: str, item_id: int, fence: Fence, error: dict[str, Any], delay_ms: int) -> Message:
+    """One delivery failed. `delay_ms` is the proposer's choice (it holds the jitter); whether it is parked is apply's."""
+    return Message("fail", {"queue": queue, "id": item_id, "fence": list(fence), "error": error, "delay_ms": delay_ms})
+
+
+def session_end(node: str, boot: str, ran: dict[str, list[int]], error: dict[str, Any], delay_ms: int) -> Message:
+    """A session is over: its leases go back, and the items in `ran` (by queue) count a delivery."""
+    return Message("session_end", {"node": node, "boot": boot, "ran": ran, "error": error, "delay_ms": delay_ms})
+
+
+def decode_commands(body: Buffer) -> list[tuple[Message, int]]:
+    """The commands of an entry, each with the offset in `body` at which its blobs begin.
+
+    An unknown kind is an `AssertionError`: this node must not go on with a log that it does not understand.
+    """
+    commands = list(decode_all(body))
+    for message, _ in commands:
+        assert message.kind in FIELDS, f"unknown command kind {message.kind!r}: a newer version wrote this log; update this node"
+    return commands
+
+
+def check_fields(message: Message) -> None:
+    """The gateway for commands that come from elsewhere. Raises `RemoteProtocolError` where a field is missing or of a wrong type."""
+    fields = FIELDS.get(message.kind)
+    if fields is None:
+        raise RemoteProtocolError(f"{message.kind!r} is not a command")
+    for name, types in fields.items():
+        value = message.fields.get(name, ...)
+        wrong_bool = isinstance(value, bool) and bool not in types
+        if value is ... or not isinstance(value, types) or wrong_bool:
+            raise RemoteProtocolError(f"command {message.kind!r}: field {name!r} is missing or of a wrong type")
+
+
+def keys_of(blob: Buffer) -> list[str | None]:
+    """The keys of a `keys` blob. Raises `RemoteProtocolError`."""
+    try:
+        keys = json.loads(bytes(blob))
+    except ValueError as error:
+        raise RemoteProtocolError("a blob of keys is not JSON") from error
+    if not isinstance(keys, list) or not all(key is None or isinstance(key, str) for key in keys):
+        raise RemoteProtocolError("a blob of keys is not a list of str or null")
+    return keys

@@ -1,0 +1,723 @@
+"""What a machine does with the items and stages it was given: which process gets what, how much, and what a death means.
+
+It is the follower's half of a node, pure like the rest: messages from the leader and from stage processes, exits and time come
+in; actions come out. It holds what its session leased, shares it among the machine's processes in pieces sized by the measured
+service time, and speaks to the leader for all of them. It knows no socket, no process and no user code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from p2pcluster import config
+from p2pcluster.core import commands
+from p2pcluster.core.codec import Message
+from p2pcluster.core.commands import lengths_of
+from p2pcluster.core.ranges import Fence, Range
+from p2pcluster.errors import RemoteProtocolError
+
+SERVICE_WEIGHT = 0.3  # of the newest measurement in the running average
+DEFAULT_SERVICE_US = float(config.WORK_QUEUED_US_MAX)  # until it is measured a function counts as slow: one item at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Leased items `[lo, hi)` of one queue and their bytes, cut off a grant."""
+
+    lo: int
+    hi: int
+    fence: Fence
+    run: int
+    keys: tuple[str | None, ...] | None
+    lengths: memoryview
+    body: memoryview
+
+    def cut(self, count: int) -> tuple[Slice, Slice | None]:
+        """The first `count` items, and the rest."""
+        if count >= self.hi - self.lo:
+            return self, None
+        size = sum(lengths_of(self.lengths[: 4 * count]))
+        middle = self.lo + count
+        keys = (None, None) if self.keys is None else (self.keys[:count], self.keys[count:])
+        return (
+            replace(self, hi=middle, keys=keys[0], lengths=self.lengths[: 4 * count], body=self.body[:size]),
+            replace(self, lo=middle, keys=keys[1], lengths=self.lengths[4 * count :], body=self.body[size:]),
+        )
+
+
+@dataclass(slots=True)
+class Work:
+    """A piece of work in a process: slices in the order in which they run; the first `reported` items have been reported."""
+
+    number: int
+    slices: list[Slice]
+    count: int
+    reported: int = 0
+
+    def ranges(self, start: int, stop: int) -> list[Range]:
+        """The ids of the items number `start` to `stop` (not included)."""
+        found = []
+        for part in self.slices:
+            size = part.hi - part.lo
+            if start < size and stop > 0:
+                found.append((part.lo + max(start, 0), part.lo + min(stop, size)))
+            start, stop = start - size, stop - size
+        return found
+
+    def fence_of(self, item_id: int) -> Fence | None:
+        return next((part.fence for part in self.slices if part.lo <= item_id < part.hi), None)
+
+    def rest(self, start: int) -> list[Slice]:
+        """What is left from item number `start` on, as slices."""
+        left = []
+        for part in self.slices:
+            size = part.hi - part.lo
+            if start < size:
+                left.append(part if start <= 0 else part.cut(start)[1])
+            start -= size
+        return [part for part in left if part is not None]
+
+    def shorten(self, count: int) -> list[Slice]:
+        """Keep the first `count` items only; returns the others."""
+        rest = self.rest(count)
+        kept = []
+        left = count
+        for part in self.slices:
+            if left > 0:
+                kept.append(part.cut(left)[0])
+                left -= part.hi - part.lo
+        self.slices, self.count = kept, count
+        return rest
+
+
+class Spec(NamedTuple):
+    """What a process is started for. Another version, run or parameter is another spec, hence another process."""
+
+    pipeline: str
+    version: str
+    run: int
+    stage: str
+    role: str  # stage, source or on_done
+    shard: int = 0
+
+
+@dataclass(slots=True)
+class Process:
+    """A process of this machine. `key` names it between executor and shell."""
+
+    key: int
+    spec: Spec
+    ready: bool = False
+    stopping: bool = False
+    works: deque[Work] = field(default_factory=deque)
+    position: tuple[int, int] = (0, 0)
+    position_ms: int = 0
+    recalled: int = 0
+    assigned: Message | None = None
+    unacked: deque[tuple[int, Message]] = field(default_factory=deque)
+    finished: bool = False
+    failure: dict[str, Any] | None = None
+    timed_out: bool = False
+
+
+@dataclass(slots=True)
+class StageWork:
+    """What this machine knows of one stage: the items that wait here, and how long one takes."""
+
+    name: str
+    queue: str
+    ports: list[list[str]]
+    record: dict[str, Any]
+    desired: int = 0
+    buffer: deque[Slice] = field(default_factory=deque)
+    deliveries: dict[int, int] = field(default_factory=dict)
+    service_us: float | None = None
+    crashes: int = 0
+    start_at_ms: int = 0
+    trouble: str | None = None
+
+    @property
+    def buffered(self) -> int:
+        return sum(part.hi - part.lo for part in self.buffer)
+
+    @property
+    def work_items(self) -> int:
+        """How many items make a piece of work."""
+        if self.service_us is None:
+            return 1
+        return max(1, min(config.WORK_ITEMS_MAX, int(config.WORK_TARGET_US / max(self.service_us, 0.1))))
+
+    @property
+    def works_per_process(self) -> int:
+        slow = self.service_us is None or self.service_us > config.WORK_QUEUED_US_MAX
+        return 1 if slow else 2
+
+    def window(self, processes: int) -> int:
+        """How many items this machine wants to hold."""
+        if not processes:
+            return 0
+        per_process = self.works_per_process * self.work_items
+        spare = 0 if (self.service_us or 0) > config.SHARED_US_MAX else self.work_items
+        return processes * (per_process + spare)
+
+    def measure(self, elapsed_us: float, count: int) -> None:
+        sample = elapsed_us / count
+        self.service_us = sample if self.service_us is None else self.service_us + SERVICE_WEIGHT * (sample - self.service_us)
+
+
+class Start(NamedTuple):
+    key: int
+    spec: Spec
+    project: dict[str, Any]
+    params: Any
+
+
+class Send(NamedTuple):
+    key: int
+    message: Message
+
+
+class Kill(NamedTuple):
+    key: int
+
+
+class ToLeader(NamedTuple):
+    message: Message
+
+
+class Say(NamedTuple):
+    """A line for people."""
+
+    text: str
+
+
+Action = Start | Send | Kill | ToLeader | Say
+
+
+class Executor:
+    """One machine's part; see the module. Take `take_actions` after every call."""
+
+    def __init__(self, node_name: str) -> None:
+        self.node_name = node_name
+        self.processes: dict[int, Process] = {}
+        self.stages: dict[str, StageWork] = {}
+        self.draining = False
+        self._pipelines: dict[str, dict[str, Any]] = {}
+        self._assigned: dict[tuple[str, str, int], Message] = {}
+        self._source_backoff: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._on_done: dict[str, tuple[int, int, int]] = {}
+        self._actions: list[Action] = []
+        self._next_key = self._next_work = self._next_request = 1
+        self._waiting: dict[int, Process] = {}
+        self._windows: dict[str, int] = {}
+        self._stats: dict[str, Any] = {}
+        self._now_ms = 0
+
+    def take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    # ---- from the leader
+
+    def on_leader(self, message: Message, now_ms: int) -> None:
+        """A message of the leader."""
+        self._now_ms = now_ms
+        handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
+                   "reply": self._on_reply}.get(message.kind)
+        if handler is None:
+            raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
+        handler(message)
+
+    def _on_plan(self, message: Message) -> None:
+        self._pipelines = message.fields["pipelines"]
+        counts = message.fields["processes"]
+        for name, pipeline in self._pipelines.items():
+            for record in pipeline["manifest"]["stages"]:
+                if record["reads"]:
+                    self._plan_stage(name, pipeline, record, counts.get(f"{name}/{record['name']}", 0))
+        planned = {f"{name}/{r['name']}" for name, p in self._pipelines.items() for r in p["manifest"]["stages"]}
+        for stage in self.stages.values():
+            if stage.name not in planned:
+                stage.desired = 0
+        self._settle()
+
+    def _plan_stage(self, name: str, pipeline: dict[str, Any], record: dict[str, Any], desired: int) -> None:
+        full = f"{name}/{record['name']}"
+        ports = [[f"{name}/{queue}" for queue in port["queues"]] for port in record["ports"]]
+        stage = self.stages.get(full)
+        if stage is None:
+            stage = self.stages[full] = StageWork(full, f"{name}/{record['reads']}", ports, record)
+        if stage.record != record:
+            stage.crashes, stage.start_at_ms, stage.trouble = 0, 0, None
+        stage.record, stage.ports, stage.queue = record, ports, f"{name}/{record['reads']}"
+        stage.desired = desired
+
+    def _on_grant(self, message: Message) -> None:
+        stage = next((s for s in self.stages.values() if s.queue == message.fields["queue"]), None)
+        fence = Fence(*message.fields["fence"])
+        if stage is None:
+            ranges = [(lo, hi) for lo, hi, _, _ in message.fields["pieces"]]
+            self._tell(commands.release(message.fields["queue"], ranges, fence))
+            return
+        for at, (lo, hi, run, keys) in enumerate(message.fields["pieces"]):
+            lengths, body = message.blobs[2 * at], message.blobs[2 * at + 1]
+            stage.buffer.append(Slice(lo, hi, fence, run, None if keys is None else tuple(keys), memoryview(lengths), memoryview(body)))
+        stage.deliveries.update({int(item_id): count for item_id, count in message.fields["deliveries"].items()})
+        self._feed(stage)
+
+    def _on_assigned(self, message: Message) -> None:
+        fields = message.fields
+        self._assigned[(fields["pipeline"], fields["stage"], fields["shard"])] = message
+        self._settle()
+
+    def _on_reply(self, message: Message) -> None:
+        process = self._waiting.pop(message.fields["req"], None)
+        if process is None or process.spec.role != "source" or process.key not in self.processes:
+            return
+        if message.fields["result"] in ("ok", "already"):
+            while process.unacked and process.unacked[0][0] <= message.fields["seq"]:
+                process.unacked.popleft()
+            self._send(process, Message("ack", {"seq": message.fields["seq"]}))
+            if process.finished and not process.unacked:
+                self._stop(process)
+        elif message.fields.get("code") == "sequence":
+            self._send_again(process, message.fields["seq"])
+        elif message.fields.get("code") != "stale_epoch":
+            self._say(f"{process.spec.stage}: its values were refused ({message.fields.get('code')})")
+            self._actions.append(Kill(process.key))
+        else:
+            self._actions.append(Kill(process.key))
+
+    def _send_again(self, process: Process, seq: int) -> None:
+        if any(held is process for held in self._waiting.values()):
+            return
+        for number, put in process.unacked:
+            if number > seq:
+                self._ask(put, process)
+
+    # ---- from processes
+
+    def on_message(self, key: int, message: Message, now_ms: int) -> None:
+        """A stage process says something."""
+        self._now_ms = now_ms
+        process = self.processes[key]
+        getattr(self, f"_on_process_{message.kind}")(process, message)
+
+    def _on_process_ready(self, process: Process, message: Message) -> None:
+        process.ready = True
+        if process.spec.role == "source":
+            assert process.assigned is not None, "a source is started for an assignment"
+            self._send(process, Message("begin", process.assigned.fields, process.assigned.blobs))
+        elif process.spec.role == "stage":
+            self._feed(self.stages[_full(process.spec)])
+            self._update_window()
+
+    def _on_process_done(self, process: Process, message: Message) -> None:
+        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        start, count = work.reported, message.fields["count"]
+        work.reported += count
+        stage.measure(message.fields["elapsed_us"], count)
+        stage.crashes, stage.trouble = 0, None
+        ports = [_addressed(port, stage.ports) for port in message.fields["ports"]]
+        ranges = [list(found) for found in work.ranges(start, start + count)]
+        self._tell(Message("done", {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}, message.blobs))
+        self._after_report(process, work, stage)
+
+    def _on_process_failed(self, process: Process, message: Message) -> None:
+        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        ((item_id, _),) = work.ranges(work.reported, work.reported + 1)
+        work.reported += 1
+        stage.measure(message.fields["elapsed_us"], 1)
+        self._fail(stage, work, item_id, message.fields["error"])
+        self._after_report(process, work, stage)
+
+    def _work_of(self, process: Process, message: Message) -> Work:
+        work = process.works[0]
+        assert work.number == message.fields["work"], "a process reports its works in order"
+        return work
+
+    def _after_report(self, process: Process, work: Work, stage: StageWork) -> None:
+        if work.reported >= work.count:
+            process.works.popleft()
+        if process.stopping and not process.works:
+            self._send(process, Message("stop", {}))
+        self._feed(stage)
+        self._update_window()
+
+    def _on_process_returned(self, process: Process, message: Message) -> None:
+        """What was recalled and had not begun: the work is shorter by that."""
+        stage = self.stages[_full(process.spec)]
+        for work in list(process.works):
+            if work.number == message.fields["work"]:
+                stage.buffer.extendleft(reversed(work.shorten(message.fields["kept"])))
+                if work.reported >= work.count:
+                    process.works.remove(work)
+        if process.stopping and not process.works:
+            self._send(process, Message("stop", {}))
+        self._feed(stage)
+
+    def _on_process_put(self, process: Process, message: Message) -> None:
+        assert process.assigned is not None, "only a source puts"
+        fields = process.assigned.fields
+        record = self._record(process.spec)
+        queues = [[f"{process.spec.pipeline}/{queue}" for queue in port["queues"]] for port in record["ports"]]
+        ports = [_addressed(port, queues) for port in message.fields["ports"]]
+        seq = message.fields["seq"]
+        put = Message("put", {"producer": [fields["producer"], fields["epoch"], seq], "ports": ports,
+                              "source": message.fields["source"]}, message.blobs)
+        process.finished = process.finished or bool(message.fields["source"].get("finished"))
+        process.unacked.append((seq, put))
+        self._source_backoff.pop(_source(process.spec), None)
+        self._ask(put, process)
+
+    def _on_process_changed(self, process: Process, message: Message) -> None:
+        """A generator gave other values than before its restart."""
+        self._alarm(process.spec, f"{process.spec.stage}: after a restart the generator gave other values than before, so all that it "
+                                  "yields now counts as new; a generator that yields the same again, or At(value, cursor), avoids this")
+
+    def _on_process_shorter(self, process: Process, message: Message) -> None:
+        self._alarm(process.spec, f"{process.spec.stage}: after a restart the generator ended before the point that it had reached; it stays "
+                                  f"open: to end it, run close {process.spec.stage}")
+
+    def _on_process_finished(self, process: Process, message: Message) -> None:
+        process.finished = True
+
+    def _on_process_error(self, process: Process, message: Message) -> None:
+        process.failure = message.fields["error"]
+
+    def _on_process_progress(self, process: Process, message: Message) -> None:
+        total = message.fields["total"]
+        text = message.fields["text"]
+        self._say(f"{process.spec.stage}: {100 * message.fields['fraction']:.0f} %{f' of {total:g}' if total else ''}"
+                  f"{f' {text}' if text else ''}")
+
+    # ---- deaths and time
+
+    def on_exit(self, key: int, how: str, running: int, stderr: list[str], now_ms: int) -> None:
+        """A process is gone: `how` it ended, the item that was `running` (0 for none), its last stderr lines."""
+        self._now_ms = now_ms
+        process = self.processes.pop(key)
+        self._waiting = {request: held for request, held in self._waiting.items() if held is not process}
+        {"stage": self._stage_exit, "source": self._source_exit, "on_done": self._on_done_exit}[process.spec.role](
+            process, how, running, stderr)
+        self._settle()
+
+    def _stage_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
+        stage = self.stages[_full(process.spec)]
+        left: list[Slice] = []
+        for work in process.works:
+            at = next((n for n, item_id in _numbered(work) if item_id == running), None)
+            if at is None or at < work.reported:
+                left += work.rest(work.reported)
+                continue
+            self._fail(stage, work, running, self._death(stage, process, how, stderr))
+            left += _without_item(work.rest(work.reported), running)
+        stage.buffer.extendleft(reversed(left))
+        if process.stopping:
+            return
+        stage.crashes += 1
+        if stage.crashes > 1 or not process.ready:
+            delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** (stage.crashes - 1), config.RESTART_BACKOFF_MAX_S)
+            stage.start_at_ms = self._now_ms + int(1000 * delay_s)
+        if not process.ready:
+            stage.trouble = self._start_trouble(process, how, stderr)
+            self._say(f"{process.spec.stage}: {stage.trouble}")
+
+    def _death(self, stage: StageWork, process: Process, how: str, stderr: list[str]) -> dict[str, Any]:
+        timeout_s = stage.record["timeout_s"]
+        if process.timed_out:
+            text = f"it ran longer than its timeout_s={timeout_s:g}, so its process was ended"
+            return {"type": "TimedOut", "text": text, "traceback": None, "exit": how, "stderr": stderr}
+        return {"type": "ProcessDied", "text": f"its process {how}", "traceback": None, "exit": how, "stderr": stderr}
+
+    def _start_trouble(self, process: Process, how: str, stderr: list[str]) -> str:
+        if process.failure is not None:
+            return f"does not start: {process.failure['text']}"
+        return f"does not start: its process {how}" + (f": {stderr[-1]}" if stderr else "")
+
+    def _source_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
+        where = _source(process.spec)
+        self._assigned.pop(where, None)
+        if process.finished and not process.unacked:
+            return
+        if not process.stopping:
+            tries = self._source_backoff.get(where, (0, 0))[0] + 1
+            delay_s = 0.0 if tries == 1 and process.failure is None else min(
+                config.RESTART_BACKOFF_S * 2.0**tries, config.RESTART_BACKOFF_MAX_S)
+            self._source_backoff[where] = (tries, self._now_ms + int(1000 * delay_s))
+            if process.failure is not None:
+                self._alarm(process.spec, f"{process.spec.stage}: the source raised {process.failure['text']}; it is started again, and its "
+                                          f"traceback is in the output")
+        else:
+            self._source_backoff[where] = (0, self._now_ms)
+
+    def _on_done_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
+        spec = process.spec
+        tries = self._on_done.get(spec.pipeline, (spec.run, 0, 0))[1] + 1
+        if how == "ended" and process.finished:
+            self._tell(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
+            self._on_done[spec.pipeline] = (spec.run, config.ON_DONE_TRIES, 0)
+            return
+        if process.stopping:
+            return
+        text = process.failure["text"] if process.failure else f"its process {how}"
+        self._alarm(spec, f"on_done of {spec.pipeline} failed: {text}")
+        self._on_done[spec.pipeline] = (spec.run, tries, self._now_ms + int(1000 * config.RESTART_BACKOFF_S * 2.0**tries))
+        if tries >= config.ON_DONE_TRIES:
+            self._tell(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
+
+    def tick(self, now_ms: int, positions: dict[int, tuple[int, int]]) -> None:
+        """Time has passed. `positions`: of each process the number of its work and the item that runs."""
+        self._now_ms = now_ms
+        for key, position in positions.items():
+            process = self.processes.get(key)
+            if process is not None and process.works:
+                self._watch(process, position)
+        self._settle()
+        self._report_stats()
+
+    def _watch(self, process: Process, position: tuple[int, int]) -> None:
+        if position != process.position or not position[1]:
+            process.position, process.position_ms = position, self._now_ms
+            return
+        ran_s = (self._now_ms - process.position_ms) / 1000
+        stage = self.stages[_full(process.spec)]
+        timeout_s = stage.record["timeout_s"]
+        if timeout_s is not None and ran_s >= timeout_s and not process.timed_out:
+            process.timed_out = True
+            self._actions.append(Kill(process.key))
+        work = process.works[-1]
+        waiting = len(process.works) > 1 or work.count - work.reported > 1
+        if ran_s >= config.RECALL_AFTER_S and waiting and process.recalled != work.number:
+            process.recalled = work.number
+            for held in process.works:
+                self._send(process, Message("recall", {"work": held.number}))
+
+    # ---- what should run, and what does
+
+    def _settle(self) -> None:
+        """Start what is missing, stop what is too many or of another version."""
+        for stage in self.stages.values():
+            self._settle_stage(stage)
+        for pipeline_name, pipeline in self._pipelines.items():
+            self._settle_on_done(pipeline_name, pipeline)
+        self._settle_sources()
+        self._update_window()
+
+    def _settle_stage(self, stage: StageWork) -> None:
+        pipeline_name, _, stage_name = stage.name.partition("/")
+        pipeline = self._pipelines.get(pipeline_name)
+        mine = [p for p in self.processes.values() if p.spec.role == "stage" and _full(p.spec) == stage.name]
+        wanted = stage.desired if pipeline and pipeline["state"] == "running" and not self.draining else 0
+        spec = Spec(pipeline_name, pipeline["version"], pipeline["run"], stage_name, "stage") if pipeline else None
+        for process in mine:
+            if process.spec != spec:
+                self._stop(process)
+        current = [p for p in mine if not p.stopping]
+        for process in sorted(current, key=lambda p: len(p.works))[: max(0, len(current) - wanted)]:
+            self._stop(process)
+        old = any(p.spec != spec for p in mine)
+        if pipeline is None or spec is None or old or self._now_ms < stage.start_at_ms:
+            return
+        for _ in range(wanted - len(current)):
+            self._start(spec, pipeline)
+        if not wanted and not mine and stage.buffer:
+            self._give_back(stage)
+
+    def _give_back(self, stage: StageWork) -> None:
+        for part in stage.buffer:
+            self._tell(commands.release(stage.queue, [(part.lo, part.hi)], part.fence))
+        stage.buffer.clear()
+        stage.deliveries.clear()
+
+    def _settle_sources(self) -> None:
+        running = {_source(p.spec): p for p in self.processes.values() if p.spec.role == "source"}
+        for where, process in running.items():
+            pipeline = self._pipelines.get(where[0])
+            over = pipeline is None or pipeline["state"] != "running" or process.spec.run != pipeline["run"]
+            if self.draining or over or (pipeline and process.spec.version != pipeline["version"]):
+                self._stop(process)
+        for where, message in list(self._assigned.items()):
+            pipeline = self._pipelines.get(where[0])
+            if where in running or pipeline is None or self.draining:
+                continue
+            spec = Spec(where[0], pipeline["version"], pipeline["run"], where[1], "source", where[2])
+            self._start(spec, pipeline).assigned = message
+        for where, (tries, due_ms) in list(self._source_backoff.items()):
+            if where not in running and where not in self._assigned and self._now_ms >= due_ms and due_ms:
+                self._source_backoff[where] = (tries, 0)
+                self._tell(Message("source_lost", {"pipeline": where[0], "stage": where[1], "shard": where[2]}))
+
+    def _settle_on_done(self, name: str, pipeline: dict[str, Any]) -> None:
+        if pipeline["state"] != "done" or not pipeline["manifest"]["on_done"] or pipeline["on_done_run"] >= pipeline["run"]:
+            return
+        run, tries, due_ms = self._on_done.get(name, (pipeline["run"], 0, 0))
+        if run != pipeline["run"]:
+            tries, due_ms = 0, 0
+        busy = any(p.spec.role == "on_done" and p.spec.pipeline == name for p in self.processes.values())
+        if busy or tries >= config.ON_DONE_TRIES or self._now_ms < due_ms or self.draining:
+            return
+        self._start(Spec(name, pipeline["version"], pipeline["run"], "on_done", "on_done"), pipeline)
+
+    def _start(self, spec: Spec, pipeline: dict[str, Any]) -> Process:
+        process = Process(self._next_key, spec, position_ms=self._now_ms)
+        self._next_key += 1
+        self.processes[process.key] = process
+        project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
+        self._actions.append(Start(process.key, spec, project, pipeline["params"]))
+        return process
+
+    def _stop(self, process: Process) -> None:
+        """Let it finish what runs; what has not begun comes back."""
+        if process.stopping:
+            return
+        process.stopping = True
+        for work in process.works:
+            self._send(process, Message("recall", {"work": work.number}))
+        if not process.works:
+            self._send(process, Message("stop", {}))
+
+    def _feed(self, stage: StageWork) -> None:
+        """Hand waiting items to the processes that have room, in fair parts."""
+        while stage.buffer:
+            hungry = [p for p in self.processes.values()
+                      if p.ready and not p.stopping and _full(p.spec) == stage.name and len(p.works) < stage.works_per_process]
+            if not hungry:
+                return
+            process = min(hungry, key=lambda p: len(p.works))
+            fair = -(-stage.buffered // len(hungry))
+            self._give(process, stage, min(stage.work_items, fair))
+
+    def _give(self, process: Process, stage: StageWork, count: int) -> None:
+        slices: list[Slice] = []
+        size = 0
+        while stage.buffer and count > 0:
+            head, rest = stage.buffer.popleft().cut(count)
+            if len(head.body) > config.WORK_BYTES_MAX and head.hi - head.lo > 1:
+                fitting = max(1, (head.hi - head.lo) * config.WORK_BYTES_MAX // len(head.body))
+                if rest is not None:
+                    stage.buffer.appendleft(rest)
+                head, rest = head.cut(fitting)
+            if rest is not None:
+                stage.buffer.appendleft(rest)
+            slices.append(head)
+            count -= head.hi - head.lo
+            size += len(head.body)
+            if size >= config.WORK_BYTES_MAX:
+                break
+        work = Work(self._next_work, slices, sum(part.hi - part.lo for part in slices))
+        self._next_work += 1
+        process.works.append(work)
+        deliveries = {}
+        if stage.deliveries:
+            for _, item_id in _numbered(work):
+                if item_id in stage.deliveries:
+                    deliveries[item_id] = stage.deliveries.pop(item_id)
+        fields = {"work": work.number, "queue": stage.queue, "deliveries": deliveries,
+                  "slices": [[part.lo, part.hi, part.run, part.keys] for part in slices]}
+        self._send(process, Message("work", fields, tuple(blob for part in slices for blob in (part.lengths, part.body))))
+
+    # ---- small things
+
+    def _fail(self, stage: StageWork, work: Work, item_id: int, error: dict[str, Any]) -> None:
+        fence = work.fence_of(item_id)
+        assert fence is not None, "an item that failed is of its work"
+        full = {**error, "stage": stage.name, "node": self.node_name, "version": self._version(stage)}
+        self._tell(commands.fail(stage.queue, item_id, fence, full, 0))
+
+    def _version(self, stage: StageWork) -> str:
+        return str(self._pipelines[stage.name.partition("/")[0]]["version"])
+
+    def _record(self, spec: Spec) -> dict[str, Any]:
+        stages = self._pipelines[spec.pipeline]["manifest"]["stages"]
+        return next(record for record in stages if record["name"] == spec.stage)
+
+    def _send(self, process: Process, message: Message) -> None:
+        self._actions.append(Send(process.key, message))
+
+    def _tell(self, message: Message) -> None:
+        self._actions.append(ToLeader(message))
+
+    def _ask(self, message: Message, process: Process) -> None:
+        request = self._next_request
+        self._next_request += 1
+        self._waiting[request] = process
+        self._tell(message._replace(fields={**message.fields, "req": request}))
+
+    def _say(self, text: str) -> None:
+        self._actions.append(Say(text))
+
+    def _alarm(self, spec: Spec, text: str) -> None:
+        self._say(text)
+        self._tell(Message("alarm", {"key": f"{spec.pipeline}/{spec.stage}", "text": text}))
+
+    def _update_window(self) -> None:
+        windows = {}
+        for stage in self.stages.values():
+            ready = sum(1 for p in self.processes.values() if p.ready and not p.stopping and _full(p.spec) == stage.name)
+            windows[stage.queue] = stage.window(ready)
+        if any(_differs(windows.get(queue, 0), self._windows.get(queue, 0)) for queue in {*windows, *self._windows}):
+            self._windows = windows
+            self._tell(Message("window", {"queues": windows}))
+
+    def _report_stats(self) -> None:
+        running: dict[str, int] = {}
+        for process in self.processes.values():
+            if process.ready:
+                running[_full(process.spec)] = running.get(_full(process.spec), 0) + 1
+        stats = {
+            "running": running,
+            "service_us": {s.name: round(s.service_us, 1) for s in self.stages.values() if s.service_us is not None},
+            "troubles": {s.name: s.trouble for s in self.stages.values() if s.trouble},
+        }
+        if stats != self._stats:
+            self._stats = stats
+            self._tell(Message("stats", stats))
+
+    def drain(self) -> None:
+        """Stop taking and starting; let what runs finish. `is_idle` says when that is so."""
+        self.draining = True
+        for stage in self.stages.values():
+            stage.desired = 0
+        self._settle()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.processes
+
+
+def _addressed(port: dict[str, Any], queues: list[list[str]]) -> dict[str, Any]:
+    """A port as a command names it: by its queues, and not by its number in the stage."""
+    return {"queues": queues[port["port"]], **{name: value for name, value in port.items() if name != "port"}}
+
+
+def _full(spec: Spec) -> str:
+    return f"{spec.pipeline}/{spec.stage}"
+
+
+def _source(spec: Spec) -> tuple[str, str, int]:
+    return spec.pipeline, spec.stage, spec.shard
+
+
+def _numbered(work: Work) -> Iterator[tuple[int, int]]:
+    return enumerate(item_id for part in work.slices for item_id in range(part.lo, part.hi))
+
+
+def _without_item(slices: Iterable[Slice], item_id: int) -> Iterator[Slice]:
+    for part in slices:
+        if not part.lo <= item_id < part.hi:
+            yield part
+            continue
+        if item_id > part.lo:
+            yield part.cut(item_id - part.lo)[0]
+        rest = part.cut(item_id - part.lo + 1)[1]
+        if rest is not None:
+            yield rest
+
+
+def _differs(new: int, old: int) -> bool:
+    """Whether a window has changed so much that the leader should know."""
+    return (new == 0) != (old == 0) or abs(new - old) > old // 4

@@ -1,0 +1,684 @@
+"""What a node does as the one who may lead: event in, `NodeReady` out.
+
+It composes the log (`raft`), the state (`queues`) and the plan (`placement`), and decides what neither does: who gets which
+items and when (windows, back-pressure), which commands are proposed, and what each session is told. Sessions are the machine's
+own executor, other nodes' executors and clients; to this module they are names with a kind, and how bytes reach them is the
+shell's affair. Everything that changes the state goes through one path: `_propose`, the log, `_apply`, the reply.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from p2pcluster import config
+from p2pcluster.core import commands, status
+from p2pcluster.core.codec import Buffer, Message, encode
+from p2pcluster.core.log import COMMANDS, Entry, Log
+from p2pcluster.core.placement import Load, plan_processes
+from p2pcluster.core.queues import Chunk, Outcome, PipelineState, QueueState, State, shards_of
+from p2pcluster.core.quorum import Configuration
+from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Role
+from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.errors import RemoteProtocolError
+
+REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
+DUE_INTERVAL_MS = 50  # how late a retry may be
+LOST_SESSION_MS = config.SESSION_TIMEOUT_MS
+
+# What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
+_NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "member"})
+_CLIENT_COMMANDS = frozenset({"put", "done", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"})
+
+
+@dataclass(slots=True)
+class Session:
+    """Somebody who talks to the leader. `windows`: for a node how many items of a queue it wants to hold, for a client how many more."""
+
+    id: str
+    kind: str
+    node: str
+    boot: str
+    name: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+    take_requests: dict[str, int] = field(default_factory=dict)
+    service_us: dict[str, float] = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
+    planned: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Items for a session: the ids `[lo, hi)` of each piece, whose bytes the shell fetches when it sends them."""
+
+    session: str
+    kind: str
+    queue: str
+    fence: Fence
+    pieces: tuple[tuple[Chunk, int, int], ...]
+    deliveries: dict[int, int]
+    request: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """What the shell does now, in this order: write and fsync, then send; `Node.advance` applies and fills the outbox."""
+
+    raft: Any
+    hard_state: HardState | None
+    entries: tuple[Entry, ...]
+    commit_index: int
+    sole_voter: bool
+    notes: tuple[Note, ...]
+
+    @property
+    def needs_write(self) -> bool:
+        return bool(self.entries) or self.hard_state is not None
+
+
+Sent = tuple[str, "Message | Grant"]
+
+
+class Node:
+    """One node; see the module. `boot` is new at each start of the process."""
+
+    def __init__(self, node_id: str, boot: str, name: str, random: Random, hard_state: HardState, log: Log, state: State,
+                 commit_index: int, now_ms: int, ran_before: dict[str, dict[str, list[int]]]) -> None:
+        """`ran_before`: by former boot of this node and queue, the items that were running when it died."""
+        self.id = node_id
+        self.boot = boot
+        self.name = name
+        self.state = state
+        self.raft = Raft(RaftSettings(node_id), random, hard_state, log, Configuration((node_id,), (), ()), commit_index, now_ms)
+        self.sessions: dict[str, Session] = {}
+        self.notes: list[Note] = []
+        self.alarms: dict[str, str] = {}
+        self.rates = status.Rates()
+        self._random = random
+        self._ran_before = ran_before
+        self._now_ms = now_ms
+        self._outbox: list[Sent] = []
+        self._pending: deque[tuple[Message, Any]] = deque()
+        self._propose_by_ms: int | None = None
+        self._out: NodeReady | None = None
+        self._tokens: dict[int, list[Any]] = {}
+        self._serving = False
+        self._old_below: dict[str, int] = {}
+        self._promised: dict[str, RangeSet] = {}
+        self._held: dict[str, deque[tuple[str, Message]]] = {}
+        self._coming: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
+        self._waiters: list[tuple[str, int, str, int]] = []
+        self._lost: dict[tuple[str, str], int] = {}
+        self._next_due_ms = self._next_plan_ms = 0
+        self._take_count = 0
+
+    # ---- events
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this node leads and everything committed before its term is applied."""
+        return self._serving
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what sessions of former boots left behind is in the log."""
+        return self._serving and not self._lost and not self._pending and self._out is None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything moves: a busy node looks at the clock more often."""
+        return bool(self._pending) or any(p.state == "running" for p in self.state.pipelines.values())
+
+    def tick(self, now_ms: int) -> None:
+        """Time has passed: elections, retries that are due, plans, sessions that stay away."""
+        self._now_ms = max(self._now_ms, now_ms)
+        self.raft.tick(now_ms)
+        if not self._serving:
+            return
+        if now_ms >= self._next_due_ms:
+            self._next_due_ms = now_ms + DUE_INTERVAL_MS
+            self._propose_due()
+            self._end_lost_sessions()
+        if now_ms >= self._next_plan_ms:
+            self._replan()
+
+    def open_session(self, session: Session) -> None:
+        """A node or a client has come."""
+        self.sessions[session.id] = session
+        self._lost.pop((session.node, session.boot), None)
+        if session.kind == "node" and self._serving:
+            self._welcome(session)
+
+    def close_session(self, session_id: str) -> None:
+        """It has gone: what it holds goes back at once where it was a client; a node gets the time of a session to return."""
+        session = self.sessions.pop(session_id, None)
+        if session is None:
+            return
+        self._waiters = [waiter for waiter in self._waiters if waiter[0] != session_id]
+        for key in [key for key, owner in self._owners.items() if owner == session_id]:
+            del self._owners[key]
+        if self._serving and self._holds_leases(session.node, session.boot):
+            grace = 0 if session.kind == "client" else LOST_SESSION_MS
+            self._lost[(session.node, session.boot)] = self._now_ms + grace
+
+    def step(self, session_id: str, message: Message, now_ms: int) -> None:
+        """A session says something. Raises `RemoteProtocolError` where that is no message of the protocol."""
+        self._now_ms = max(self._now_ms, now_ms)
+        session = self.sessions[session_id]
+        if not self._serving:
+            self._reply(session_id, message, "error", code="no_leader", text="this node does not lead yet; ask again")
+            return
+        allowed = _NODE_COMMANDS if session.kind == "node" else _CLIENT_COMMANDS
+        if message.kind in allowed:
+            self._on_command(session, message)
+            return
+        handler = getattr(self, f"_on_{session.kind}_{message.kind}", None)
+        if handler is None:
+            raise RemoteProtocolError(f"a {session.kind} does not send {message.kind!r}")
+        handler(session, message)
+
+    def take_outbox(self) -> list[Sent]:
+        """What is to be sent, in order; empty afterwards."""
+        sent, self._outbox = self._outbox, []
+        return sent
+
+    # ---- the log
+
+    def has_ready(self) -> bool:
+        self._maybe_propose()
+        return self.raft.has_ready()
+
+    def ready(self) -> NodeReady:
+        """The next thing to write and send; only one is out at a time."""
+        ready = self.raft.ready()
+        sole = self.raft.configuration.is_sole_voter(self.id)
+        self._out = NodeReady(ready, ready.hard_state, tuple(ready.entries), ready.commit_index, sole, tuple(ready.notes))
+        return self._out
+
+    def advance(self, ready: NodeReady) -> None:
+        """`ready` is durable and sent: apply what is committed."""
+        assert ready is self._out, "only the one that is out can be advanced"
+        self._out = None
+        for entry in ready.raft.committed:
+            self._apply(entry)
+        self.raft.advance(ready.raft)
+        self.notes += ready.notes
+        if ready.raft.committed:
+            self.raft.log.release_through(self.raft.applied_index)
+            self._after_apply()
+
+    def _propose(self, command: Message, token: Any = None, delay_ms: int = 0) -> None:
+        """Have a command in the next entry; `token` is a method and its arguments behind the outcome. With `delay_ms` nobody waits."""
+        self._pending.append((command, token))
+        by_ms = self._now_ms + delay_ms
+        self._propose_by_ms = by_ms if self._propose_by_ms is None else min(by_ms, self._propose_by_ms)
+
+    def _maybe_propose(self) -> None:
+        """Everything that came since the last entry becomes the next one: one fsync for all of it."""
+        if self._propose_by_ms is None or self._propose_by_ms > self._now_ms:
+            return
+        if self.raft.role is not Role.LEADER or self._out is not None:
+            return
+        self._propose_by_ms = None
+        while self._pending:
+            parts: list[Buffer] = []
+            tokens: list[Any] = []
+            size = 0
+            while self._pending and size < config.COMMIT_BYTES_MAX // 4:
+                command, token = self._pending.popleft()
+                encoded = encode(command)
+                size += sum(len(part) for part in encoded)
+                parts += encoded
+                tokens.append(token)
+            index = self.raft.propose(COMMANDS, b"".join(parts), self.raft.cluster_time_ms(self._now_ms))
+            self._tokens[index] = tokens
+
+    def _apply(self, entry: Entry) -> None:
+        tokens = self._tokens.pop(entry.index, None)
+        if entry.kind != COMMANDS:
+            self.state.skip(entry.index, entry.term, entry.at_ms)
+            if entry.term == self.raft.term and self.raft.role is Role.LEADER and not self._serving:
+                self._begin_serving()
+            return
+        outcomes = self.state.apply(entry.index, entry.term, entry.at_ms, entry.body)
+        for outcome, token in zip(outcomes, tokens or [None] * len(outcomes), strict=True):
+            if token is not None:
+                token[0](outcome, *token[1:])
+
+    def _after_apply(self) -> None:
+        if not self._serving:
+            return
+        self._admit_held()
+        self._dispatch()
+        self._answer_waiters()
+
+    # ---- leading
+
+    def _begin_serving(self) -> None:
+        self._serving = True
+        self._old_below = {name: queue.next_id for name, queue in self.state.queues.items()}
+        for queue in self.state.queues.values():
+            for node, boot in queue.leases.held_by:
+                if node == self.id and boot != self.boot:
+                    self._lost.setdefault((node, boot), self._now_ms)
+                elif not self._session_of(node, boot):
+                    self._lost.setdefault((node, boot), self._now_ms + LOST_SESSION_MS)
+        self._end_lost_sessions()
+        for session in self.sessions.values():
+            if session.kind == "node":
+                self._welcome(session)
+
+    def _welcome(self, session: Session) -> None:
+        self._propose(Message("member", {"node": session.node, "name": session.name, "facts": session.facts}))
+        self._next_plan_ms = 0
+
+    def _session_of(self, node: str, boot: str) -> Session | None:
+        return next((s for s in self.sessions.values() if (s.node, s.boot) == (node, boot)), None)
+
+    def _holds_leases(self, node: str, boot: str) -> bool:
+        return any((node, boot) in queue.leases.held_by for queue in self.state.queues.values()) or bool(self._pending)
+
+    def _end_lost_sessions(self) -> None:
+        for (node, boot), due_ms in list(self._lost.items()):
+            if due_ms > self._now_ms:
+                continue
+            del self._lost[(node, boot)]
+            ran = self._ran_before.get(boot, {}) if node == self.id else {}
+            error = {"type": "NodeDied", "text": f"node {self.name} died while this item ran", "traceback": None}
+            self._propose(commands.session_end(node, boot, ran, error, 0))
+
+    def _propose_due(self) -> None:
+        now = self.raft.cluster_time_ms(self._now_ms)
+        for queue in self.state.queues.values():
+            if queue.delayed:
+                ids = sorted(item_id for item_id, due_ms in queue.delayed.items() if due_ms <= now)
+                if ids:
+                    self._propose(Message("due", {"queue": queue.name, "ids": ids}))
+
+    # ---- commands of sessions
+
+    def _on_command(self, session: Session, message: Message) -> None:
+        commands.check_fields(message)
+        if message.kind == "put":
+            self._on_put(session, message)
+            return
+        if message.kind == "fail":
+            message = self._with_delay(message)
+        self._propose(_bare(message), self._replier(session, message))
+
+    def _replier(self, session: Session, message: Message) -> Any:
+        request = message.fields.get("req")
+        return (self._on_outcome, session.id, request) if request is not None else None
+
+    def _on_outcome(self, outcome: Outcome, session_id: str, request: int) -> None:
+        if session_id in self.sessions:
+            self._outbox.append((session_id, Message("reply", {"req": request, "kind": outcome.kind, "result": outcome.result,
+                                                               **outcome.fields})))
+        if outcome.kind in ("deploy", "start_run", "close", "retry", "discard"):
+            self._next_plan_ms = 0
+
+    def _reply(self, session_id: str, message: Message, result: str, **fields: Any) -> None:
+        request = message.fields.get("req")
+        if request is not None:
+            self._outbox.append((session_id, Message("reply", {"req": request, "kind": message.kind, "result": result, **fields})))
+
+    def _with_delay(self, message: Message) -> Message:
+        """A failed item's wait: the stage's back-off, doubled with each delivery, with jitter so that they do not come back at once."""
+        queue = self.state.queues.get(message.fields["queue"])
+        pipeline = self.state.pipelines.get(queue.pipeline) if queue else None
+        stage = pipeline.stage(queue.read_by) if queue and pipeline and queue.read_by else None
+        if queue is None or stage is None:
+            return message
+        deliveries = queue.deliveries.get(message.fields["id"], 0)
+        delay_s = min(float(stage["backoff_s"]) * 2.0**deliveries, config.BACKOFF_MAX_S)
+        return message._replace(fields={**message.fields, "delay_ms": int(1000 * delay_s * self._random.uniform(0.75, 1.25))})
+
+    # ---- puts, held back while their queues are full
+
+    def _on_put(self, session: Session, message: Message) -> None:
+        producer = str(message.fields["producer"][0]) if message.fields["producer"] else ""
+        if session.kind == "client" and producer.startswith("source:"):
+            raise RemoteProtocolError("a client does not put for a source")
+        held = self._held.get(producer)
+        if held is not None or not self._has_room(message):
+            self._held.setdefault(producer, deque()).append((session.id, message))
+            return
+        self._admit(session, message)
+
+    def _targets(self, message: Message) -> list[QueueState]:
+        names = {name for port in message.fields["ports"] for name in port.get("queues", ())}
+        return [self.state.queues[name] for name in names if name in self.state.queues]
+
+    def _has_room(self, message: Message) -> bool:
+        for queue in self._targets(message):
+            if queue.maxsize is not None and queue.open_count + self._coming.get(queue.name, 0) >= queue.maxsize:
+                return False
+            if queue.bytes_max is not None and queue.open_bytes >= queue.bytes_max:
+                return False
+        return True
+
+    def _admit(self, session: Session, message: Message) -> None:
+        counts = [(name, len(message.blobs[blob]) // 4) for port, blob in _port_blobs(message) for name in port["queues"]]
+        for name, count in counts:
+            self._coming[name] = self._coming.get(name, 0) + count
+        self._propose(_bare(message), (self._on_put_outcome, session.id, message.fields.get("req"), counts))
+
+    def _on_put_outcome(self, outcome: Outcome, session_id: str, request: int | None, counts: list[tuple[str, int]]) -> None:
+        for name, count in counts:
+            self._coming[name] -= count
+        if request is not None:
+            self._on_outcome(outcome, session_id, request)
+
+    def _admit_held(self) -> None:
+        for producer in list(self._held):
+            held = self._held[producer]
+            while held and (held[0][0] not in self.sessions or self._has_room(held[0][1])):
+                session_id, message = held.popleft()
+                session = self.sessions.get(session_id)
+                if session is not None:
+                    self._admit(session, message)
+            if not held:
+                del self._held[producer]
+
+    # ---- items to sessions
+
+    def _dispatch(self) -> None:
+        for queue in self.state.queues.values():
+            if not queue.ready:
+                continue
+            takers = [session for session in self.sessions.values() if session.windows.get(queue.name, 0) > 0]
+            for session in takers:
+                self._dispatch_to(session, queue)
+
+    def _dispatch_to(self, session: Session, queue: QueueState) -> None:
+        promised = self._promised.get(queue.name)
+        wanted = session.windows[queue.name]
+        if session.kind == "node":
+            wanted -= queue.leases.held_by[(session.node, session.boot)] + (len(promised) if promised else 0)
+        count = min(wanted, self._room_behind(queue) if session.kind == "node" else wanted)
+        if count <= 0:
+            return
+        ranges = queue.ready.first(count, promised)
+        if ranges:
+            self._grant(session, queue, ranges)
+
+    def _room_behind(self, queue: QueueState) -> int:
+        """How many items of the queue may be taken before what they become fills a queue behind it."""
+        pipeline = self.state.pipelines.get(queue.pipeline)
+        stage = pipeline.stage(queue.read_by) if pipeline and queue.read_by else None
+        if pipeline is None or stage is None or pipeline.state != "running":
+            return 0
+        room = 1 << 30
+        back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
+        coming = len(queue.leases) + len(self._promised.get(queue.name, ()))
+        for port in stage["ports"]:
+            for name in port["queues"]:
+                target = self.state.queues[pipeline.full(name)]
+                if target.maxsize is None or (stage["name"], name) in back:
+                    continue
+                room = min(room, target.maxsize - target.open_count - coming)
+                if target.bytes_max is not None and target.open_bytes >= target.bytes_max:
+                    return 0
+        return room
+
+    def _grant(self, session: Session, queue: QueueState, ranges: list[Range]) -> None:
+        self._take_count += 1
+        fence = Fence(session.node, session.boot, (self.raft.term << 32) + self._take_count)
+        promised = self._promised.setdefault(queue.name, RangeSet())
+        for lo, hi in ranges:
+            promised.add(lo, hi)
+        request = None
+        if session.kind == "client":
+            session.windows[queue.name] = 0
+            request = session.take_requests.pop(queue.name, None)
+        grant = Grant(session.id, "grant", queue.name, fence, _pieces(queue, ranges), _deliveries(queue, ranges), request)
+        waits = ranges[0][0] < self._old_below.get(queue.name, 0)
+        self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, grant if waits else None),
+                      0 if waits else config.TAKE_RECORD_DELAY_MS)
+        if not waits:
+            self._outbox.append((session.id, grant))
+
+    def _on_taken(self, outcome: Outcome, queue: str, ranges: list[Range], grant: Grant | None) -> None:
+        for lo, hi in ranges:
+            self._promised[queue].remove(lo, hi)
+        if grant is not None and grant.session in self.sessions:
+            self._outbox.append((grant.session, grant))
+
+    # ---- what nodes say
+
+    def _on_node_window(self, session: Session, message: Message) -> None:
+        session.windows = {str(name): int(count) for name, count in message.fields["queues"].items()}
+        self._dispatch()
+
+    def _on_node_stats(self, session: Session, message: Message) -> None:
+        session.service_us = message.fields["service_us"]
+        session.running = message.fields["running"]
+        session.troubles = message.fields["troubles"]
+
+    def _on_node_source_lost(self, session: Session, message: Message) -> None:
+        """The process of a source has gone: the next one learns from the log where it stands."""
+        pipeline = self.state.pipelines.get(message.fields["pipeline"])
+        if pipeline is not None:
+            self._owners.pop(pipeline.source_key(message.fields["stage"], message.fields["shard"]), None)
+        self._assign_sources()
+
+    def _on_node_alarm(self, session: Session, message: Message) -> None:
+        key, text = message.fields["key"], message.fields["text"]
+        if text:
+            self.alarms[key] = text
+        else:
+            self.alarms.pop(key, None)
+
+    # ---- plans
+
+    def _replan(self) -> None:
+        self._next_plan_ms = self._now_ms + REPLAN_INTERVAL_MS
+        self.rates.sample(self.state, self._now_ms)
+        nodes = [session for session in self.sessions.values() if session.kind == "node"]
+        loads = self._loads(nodes)
+        plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes}, loads,
+                              {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
+        for session in nodes:
+            new = self._plan_for(plan.get(session.id, {}))
+            if new != session.planned:
+                session.planned = new
+                self._outbox.append((session.id, Message("plan", new)))
+        self._assign_sources()
+        self._forget_old_producers()
+
+    def _loads(self, nodes: list[Session]) -> list[Load]:
+        loads = []
+        for pipeline in self.state.pipelines.values():
+            if pipeline.state != "running":
+                continue
+            for stage in pipeline.manifest["stages"]:
+                name = pipeline.full(stage["name"])
+                queue = self.state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
+                measured = [n.service_us[name] for n in nodes if name in n.service_us]
+                loads.append(Load(
+                    name, stage["kind"], stage["processes"], stage["per_node"], queue.open_count if queue else 0,
+                    sum(measured) / len(measured) if measured else 0.0,
+                ))
+        return loads
+
+    def _plan_for(self, processes: dict[str, int]) -> dict[str, Any]:
+        pipelines = {}
+        for pipeline in self.state.pipelines.values():
+            pipelines[pipeline.name] = {
+                "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
+                "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
+                "zip_sha256": pipeline.zip_sha256,
+            }
+        return {"pipelines": pipelines, "processes": processes}
+
+    def _assign_sources(self) -> None:
+        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.planned]
+        if not nodes:
+            return
+        for pipeline in self.state.pipelines.values():
+            if pipeline.state != "running":
+                continue
+            for stage in pipeline.sources:
+                for shard in range(shards_of(stage)):
+                    self._maybe_assign(pipeline, stage, shard, nodes)
+
+    def _maybe_assign(self, pipeline: PipelineState, stage: dict[str, Any], shard: int, nodes: list[Session]) -> None:
+        key = pipeline.source_key(stage["name"], shard)
+        producer = self.state.producers.get(key)
+        if key in self._owners or (producer is not None and producer.finished):
+            return
+        session = nodes[shard % len(nodes)]
+        self._owners[key] = session.id
+        command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,
+                                     "boot": session.boot})
+        self._propose(command, (self._on_assigned, session.id, pipeline.name, stage["name"], shard, key))
+
+    def _on_assigned(self, outcome: Outcome, session_id: str, pipeline: str, stage: str, shard: int, key: str) -> None:
+        if outcome.result != "ok":
+            self._owners.pop(key, None)
+            return
+        if session_id not in self.sessions:
+            return
+        blobs = () if outcome.cursor is None else (outcome.cursor,)
+        fields = {"pipeline": pipeline, "stage": stage, "shard": shard, **outcome.fields}
+        self._outbox.append((session_id, Message("assigned", fields, blobs)))
+
+    def _forget_old_producers(self) -> None:
+        horizon = self.raft.cluster_time_ms(self._now_ms) - int(1000 * config.PRODUCER_RETENTION_S)
+        old = [key for key, producer in self.state.producers.items() if producer.at_ms < horizon and not key.startswith("source:")]
+        if old:
+            self._propose(Message("forget", {"producers": sorted(old)}))
+
+    # ---- what clients ask
+
+    def _on_client_take(self, session: Session, message: Message) -> None:
+        name, count = message.fields["queue"], int(message.fields["count"])
+        queue = self.state.queues.get(name)
+        if queue is None:
+            self._reply(session.id, message, "refused", code="unknown_queue")
+            return
+        if count <= 0:
+            session.windows.pop(name, None)
+            session.take_requests.pop(name, None)
+            self._reply(session.id, message, "ok", count=0)
+            return
+        session.windows[name] = count
+        session.take_requests[name] = message.fields["req"]
+        self._dispatch_to(session, queue)
+
+    def _on_client_read(self, session: Session, message: Message) -> None:
+        """Values of a queue without taking them: what is open above an id."""
+        queue = self.state.queues.get(message.fields["queue"])
+        if queue is None:
+            self._reply(session.id, message, "refused", code="unknown_queue")
+            return
+        wanted = RangeSet(queue.open_ranges(int(message.fields["after"]) + 1, max(queue.next_id, int(message.fields["after"]) + 2)))
+        ranges = wanted.first(int(message.fields["count"]))
+        if not ranges:
+            self._reply(session.id, message, "ok", count=0)
+            return
+        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), _pieces(queue, ranges), {}, message.fields["req"])
+        self._outbox.append((session.id, grant))
+
+    def _on_client_value(self, session: Session, message: Message) -> None:
+        """One parked item's bytes."""
+        queue = self.state.queues.get(message.fields["queue"])
+        item_id = int(message.fields["id"])
+        if queue is None or item_id not in queue.parked:
+            self._reply(session.id, message, "refused", code="unknown_item")
+            return
+        ranges = [(item_id, item_id + 1)]
+        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), _pieces(queue, ranges), {}, message.fields["req"])
+        self._outbox.append((session.id, grant))
+
+    def _on_client_status(self, session: Session, message: Message) -> None:
+        self._reply(session.id, message, "ok", status=self.status())
+
+    def _on_client_parked(self, session: Session, message: Message) -> None:
+        self._reply(session.id, message, "ok", parked=status.parked_items(self.state, message.fields.get("pipeline")))
+
+    def _on_client_project(self, session: Session, message: Message) -> None:
+        """What is deployed, for whoever wants to compare a folder with it."""
+        pipeline = self.state.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            self._reply(session.id, message, "ok", project=None, pipelines=sorted(self.state.pipelines))
+            return
+        self._reply(session.id, message, "ok", project={
+            "version": pipeline.version, "origin": pipeline.origin, "files": pipeline.files, "run": pipeline.run,
+            "state": pipeline.state, "manifest": pipeline.manifest,
+        })
+
+    def _on_client_wait(self, session: Session, message: Message) -> None:
+        """Answered when the pipeline's run, or a later one, is done and its `on_done` has run."""
+        pipeline = self.state.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            self._reply(session.id, message, "refused", code="unknown_pipeline")
+            return
+        self._waiters.append((session.id, message.fields["req"], pipeline.name, pipeline.run))
+        self._answer_waiters()
+
+    def _answer_waiters(self) -> None:
+        for waiter in list(self._waiters):
+            session_id, request, name, run = waiter
+            pipeline = self.state.pipelines.get(name)
+            if pipeline is None or pipeline.run > run or is_over(pipeline):
+                self._waiters.remove(waiter)
+                parked = self.state.parked_of_run(pipeline) if pipeline else 0
+                self._outbox.append((session_id, Message("reply", {"req": request, "kind": "wait", "result": "ok",
+                                                                   "parked": parked, "run": run})))
+
+    def status(self) -> dict[str, Any]:
+        """The object of `status --json`, less what only the shell knows."""
+        return status.status_of(self.state, self.rates, self.raft, self.id, list(self.sessions.values()),
+                                self.raft.cluster_time_ms(self._now_ms), self.alarms)
+
+
+def is_over(pipeline: PipelineState) -> bool:
+    """The run is done and so is what comes after it."""
+    return pipeline.state == "done" and (not pipeline.manifest["on_done"] or pipeline.on_done_run >= pipeline.run)
+
+
+def _bare(message: Message) -> Message:
+    """The command in a message: the fields that belong to it, and not what ties it to a session."""
+    return message._replace(fields={name: message.fields[name] for name in commands.FIELDS[message.kind]})
+
+
+def _port_blobs(message: Message) -> list[tuple[dict[str, Any], int]]:
+    return [(record, first) for record, (_, first) in zip(message.fields["ports"],
+                                                          commands.read_ports(message.fields["ports"], message.blobs), strict=True)]
+
+
+def _pieces(queue: QueueState, ranges: list[Range]) -> tuple[tuple[Chunk, int, int], ...]:
+    return tuple(
+        (chunk, max(lo, chunk.first), min(hi, chunk.end)) for lo, hi in ranges for chunk in queue.chunks.overlap(lo, hi)
+    )
+
+
+def _deliveries(queue: QueueState, ranges: list[Range]) -> dict[int, int]:
+    if not queue.deliveries:
+        return {}
+    inside = RangeSet(ranges)
+    return {item_id: count for item_id, count in queue.deliveries.items() if item_id in inside}
+
+
+def grant_message(grant: Grant, bodies: list[tuple[Buffer, Buffer]]) -> Message:
+    """The message for a grant whose pieces have these `lengths` and `body` blobs."""
+    fields = {
+        "queue": grant.queue, "fence": list(grant.fence), "deliveries": grant.deliveries,
+        "pieces": [[lo, hi, chunk.run, _keys(chunk, lo, hi)] for chunk, lo, hi in grant.pieces],
+    }
+    if grant.request is not None:
+        fields["req"] = grant.request
+    return Message(grant.kind, fields, tuple(blob for pair in bodies for blob in pair))
+
+
+def _keys(chunk: Chunk, lo: int, hi: int) -> list[str | None] | None:
+    if chunk.keys is None:
+        return None
+    keys = commands.keys_of(chunk.keys)
+    return keys[lo - chunk.first : hi - chunk.first]

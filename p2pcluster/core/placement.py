@@ -1,0 +1,97 @@
+"""How many processes of each stage each node runs: equal input, equal plan; a small change in, a small change out.
+
+Explicit counts are given as asked. The `"auto"` stages share the slots: each has a process somewhere even beyond them, and the
+rest go, one by one, to the stage whose items would wait the longest. A process moves only for a wait that is longer by `HYSTERESIS`,
+so that two stages that are about even do not take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HYSTERESIS = 1.5  # a process moves for a wait this many times as long
+WAIT_US_MIN = 200_000.0  # shorter waits are noise: starting a process costs about as much
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A stage and what waits for it: `backlog` items of `service_us` each. Sources are not placed here: they are assigned."""
+
+    stage: str
+    kind: str
+    processes: int | str
+    per_node: int | None
+    backlog: int
+    service_us: float
+
+    def wait_us(self, processes: int) -> float:
+        """How long the last item in line waits."""
+        return self.backlog * self.service_us / max(processes, 1)
+
+
+Plan = dict[str, dict[str, int]]
+
+
+def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan) -> Plan:
+    """Processes by node and stage. `slots` by node; `current` is the plan in force."""
+    plan: Plan = {node: {} for node in slots}
+    if not slots:
+        return plan
+    placed = [load for load in loads if load.kind != "source"]
+    for load in placed:
+        if load.processes != "auto":
+            _spread(plan, load, int(load.processes), slots)
+    auto = [load for load in placed if load.processes == "auto"]
+    for load, count in zip(auto, _shares(auto, sum(slots.values()), _totals(current)), strict=True):
+        _spread(plan, load, count, slots)
+    return plan
+
+
+def _totals(plan: Plan) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for stages in plan.values():
+        for stage, count in stages.items():
+            totals[stage] = totals.get(stage, 0) + count
+    return totals
+
+
+def _shares(loads: list[Load], slots: int, current: dict[str, int]) -> list[int]:
+    """How many processes each automatic stage gets in all."""
+    shares = [max(1, current.get(load.stage, 1)) for load in loads]
+    while sum(shares) > max(slots, len(loads)):
+        spare = [at for at in range(len(loads)) if shares[at] > 1]
+        shares[min(spare, key=lambda at: loads[at].wait_us(shares[at]))] -= 1
+    while loads and sum(shares) < slots:
+        at = _longest(loads, shares)
+        if loads[at].wait_us(shares[at]) < WAIT_US_MIN:
+            break
+        shares[at] += 1
+    _move_one(loads, shares)
+    return shares
+
+
+def _longest(loads: list[Load], shares: list[int]) -> int:
+    return max(range(len(loads)), key=lambda at: loads[at].wait_us(shares[at]))
+
+
+def _move_one(loads: list[Load], shares: list[int]) -> None:
+    """One process at a time goes from the stage that would miss it least to the one that needs it most."""
+    givers = [at for at in range(len(loads)) if shares[at] > 1]
+    if not givers:
+        return
+    to = _longest(loads, shares)
+    giver = min(givers, key=lambda at: loads[at].wait_us(shares[at] - 1))
+    gain_us = loads[to].wait_us(shares[to])
+    if giver != to and gain_us >= WAIT_US_MIN and gain_us > HYSTERESIS * loads[giver].wait_us(shares[giver] - 1):
+        shares[giver] -= 1
+        shares[to] += 1
+
+
+def _spread(plan: Plan, load: Load, count: int, slots: dict[str, int]) -> None:
+    """Give `count` processes to the nodes with the most slots left, within `per_node`."""
+    for _ in range(count):
+        room = [node for node in plan if load.per_node is None or plan[node].get(load.stage, 0) < load.per_node]
+        if not room:
+            return
+        node = max(room, key=lambda name: slots[name] - sum(plan[name].values()))
+        plan[node][load.stage] = plan[node].get(load.stage, 0) + 1

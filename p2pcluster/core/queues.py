@@ -1,0 +1,1147 @@
+"""What a cluster's state is and what each command does to it: queues of items, leases, producers, pipelines.
+
+`State.apply` is total and deterministic: every command has an outcome, and nothing here reads a clock, chance or a disk. Equal
+logs make equal states on every node. The unit is the chunk: what one command adds to one queue. Items are ids; where a million
+consecutive ids are in one state, that is one range.
+
+An item is open (ready, leased or delayed), parked, or finished. An id below `next_id` that is neither open nor parked is
+finished. How chunks lie in memory, and whether their bytes are at hand, is each node's own affair and no part of the state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+from zlib import crc32
+
+from p2pcluster.config import CHUNK_BYTES_TARGET, CHUNK_ITEMS_TARGET
+from p2pcluster.core.codec import Buffer, Message
+from p2pcluster.core.commands import Port, decode_commands, lengths_blob, lengths_of, read_ports
+from p2pcluster.core.ranges import Fence, LeaseMap, Range, RangeSet
+
+Row = tuple[Any, ...]
+Rows = dict[str, dict[Row, Row | None]]
+
+
+class Chunk:
+    """Consecutive items of one queue and where their bytes are.
+
+    `lengths` and `body` are None when they were dropped from memory; then they stand at `offset` of the log's entry `entry`, or
+    in the chunk's own row when `body_crc` is set. `open` counts the items that are not finished.
+    """
+
+    __slots__ = ("at_ms", "body", "body_bytes", "body_crc", "count", "cut", "entry", "first", "keys", "lengths", "offset",
+                 "open", "persisted", "run")
+
+    def __init__(self, first: int, count: int, run: int, at_ms: int, lengths: Buffer | None, body: Buffer | None,
+                 body_bytes: int, entry: int, offset: int, keys: Buffer | None) -> None:
+        self.first = first
+        self.count = count
+        self.run = run
+        self.at_ms = at_ms
+        self.lengths = lengths
+        self.body = body
+        self.body_bytes = body_bytes
+        self.body_crc: int | None = None
+        self.entry = entry
+        self.offset = offset
+        self.keys = keys
+        self.open = count
+        self.persisted = False
+        self.cut = (0, 0)
+
+    @property
+    def end(self) -> int:
+        return self.first + self.count
+
+    @property
+    def open_bytes(self) -> int:
+        return self.body_bytes * self.open // self.count
+
+    def slice(self, lo: int, hi: int) -> tuple[memoryview, memoryview]:
+        """The `lengths` and `body` of the ids `[lo, hi)`; the chunk's bytes must be in memory."""
+        assert self.lengths is not None and self.body is not None, "the chunk's bytes are not in memory"
+        return self.slice_of(self.lengths, self.body, lo, hi)
+
+    def slice_of(self, lengths: Buffer, body: Buffer, lo: int, hi: int) -> tuple[memoryview, memoryview]:
+        """The same out of bytes that were read again. Cuts that follow each other go on where the last one ended."""
+        assert self.first <= lo < hi <= self.end, "the range lies outside of the chunk"
+        at, stop = lo - self.first, hi - self.first
+        lengths_view = memoryview(lengths)[4 * at : 4 * stop]
+        if at == 0 and stop == self.count:
+            return lengths_view, memoryview(body)
+        known, offset = self.cut if self.cut[0] <= at else (0, 0)
+        offset += sum(lengths_of(memoryview(lengths)[4 * known : 4 * at]))
+        size = sum(lengths_of(lengths_view))
+        self.cut = (stop, offset + size)
+        return lengths_view, memoryview(body)[offset : offset + size]
+
+    def key_of(self, item_id: int) -> str | None:
+        """The key that the item was put with."""
+        if self.keys is None:
+            return None
+        key: str | None = json.loads(bytes(self.keys))[item_id - self.first]
+        return key
+
+
+class ChunkIndex:
+    """The chunks of one queue by id. Those at the front go first, so the front is an offset and not a shift."""
+
+    __slots__ = ("_chunks", "_firsts", "_head")
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._chunks: list[Chunk] = []
+        self._head = 0
+
+    def __len__(self) -> int:
+        return len(self._chunks) - self._head
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self._chunks[self._head :])
+
+    def append(self, chunk: Chunk) -> None:
+        assert not self._chunks[self._head :] or self._firsts[-1] < chunk.first, "chunks come in the order of their ids"
+        self._firsts.append(chunk.first)
+        self._chunks.append(chunk)
+
+    def overlap(self, lo: int, hi: int) -> list[Chunk]:
+        """The chunks with an id in `[lo, hi)`, in order."""
+        at = max(bisect_right(self._firsts, lo, self._head) - 1, self._head)
+        found = []
+        while at < len(self._chunks) and self._firsts[at] < hi:
+            if self._chunks[at].end > lo:
+                found.append(self._chunks[at])
+            at += 1
+        return found
+
+    def remove(self, chunk: Chunk) -> None:
+        at = bisect_right(self._firsts, chunk.first, self._head) - 1
+        assert self._chunks[at] is chunk, "the chunk is not in the queue"
+        if at > self._head:
+            del self._firsts[at], self._chunks[at]
+            return
+        self._head += 1
+        if self._head > 64 and 2 * self._head > len(self._chunks):
+            del self._firsts[: self._head], self._chunks[: self._head]
+            self._head = 0
+
+    def replace(self, old: list[Chunk], new: Chunk) -> None:
+        """Put `new` where the consecutive chunks `old` stood."""
+        at = bisect_right(self._firsts, old[0].first, self._head) - 1
+        assert self._chunks[at : at + len(old)] == old, "the chunks are not neighbours"
+        self._firsts[at : at + len(old)] = [new.first]
+        self._chunks[at : at + len(old)] = [new]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Why an item is out of the way: `error` as the stage process or the node reported it."""
+
+    run: int
+    deliveries: int
+    at_ms: int
+    error: dict[str, Any]
+
+
+class QueueState:
+    """One queue. Persistent: `next_id, put, done, closed`, the items by state, `keys`; the rest is derived or a node's own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.next_id = 1
+        self.put = 0
+        self.done = 0
+        self.closed = False
+        self.chunks = ChunkIndex()
+        self.ready = RangeSet()
+        self.leases = LeaseMap()
+        self.delayed: dict[int, int] = {}
+        self.deliveries: dict[int, int] = {}
+        self.parked: dict[int, Parked] = {}
+        self.keys: set[bytes] = set()
+        self.open_bytes = 0
+        # what the pipelines' manifests say of it
+        self.maxsize: int | None = None
+        self.bytes_max: int | None = None
+        self.read_by: str | None = None
+        self.results = False
+        self.pipeline = name.partition("/")[0]
+
+    @property
+    def open_count(self) -> int:
+        return len(self.ready) + len(self.leases) + len(self.delayed)
+
+    def open_ranges(self, lo: int, hi: int) -> list[Range]:
+        """The open ids of `[lo, hi)`."""
+        leased = self.leases.overlap(lo, hi)
+        if len(leased) == 1 and leased[0][0] == lo and leased[0][1] == hi:
+            return [(lo, hi)]
+        found = RangeSet(self.ready.overlap(lo, hi))
+        for a, b, _ in leased:
+            found.add(a, b)
+        for item_id in _within(self.delayed, lo, hi):
+            found.add(item_id, item_id + 1)
+        return list(found)
+
+    def oldest_ms(self) -> int | None:
+        """When the oldest item came that is not finished."""
+        for chunk in self.chunks:
+            return chunk.at_ms
+        return None
+
+
+@dataclass(slots=True)
+class Producer:
+    """Who puts: a client, or one shard of a source in one run."""
+
+    epoch: int = 0
+    seq: int = 0
+    count: int = 0
+    hash: str = ""
+    cursor: bytes | None = None
+    finished: bool = False
+    at_ms: int = 0
+    node: str = ""
+    boot: str = ""
+
+
+@dataclass(slots=True)
+class PipelineState:
+    """A deployed pipeline: its version and how far its run is. `state`: new, running, done."""
+
+    name: str
+    version: str
+    origin: dict[str, Any]
+    manifest: dict[str, Any]
+    files: dict[str, str]
+    zip_sha256: str
+    project: dict[str, Any]
+    run: int = 0
+    state: str = "new"
+    params: Any = None
+    on_done_run: int = 0
+    started_ms: int = 0
+    done_ms: int = 0
+    previous: list[str] = field(default_factory=list)
+    totals: dict[str, list[int]] = field(default_factory=dict)
+
+    def full(self, queue: str) -> str:
+        return f"{self.name}/{queue}"
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        return [stage for stage in self.manifest["stages"] if stage["kind"] == "source"]
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        return next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
+
+    def source_key(self, stage: str, shard: int) -> str:
+        return f"source:{self.name}/{self.run}/{stage}/{shard}"
+
+    def detail(self) -> dict[str, Any]:
+        return {"origin": self.origin, "manifest": self.manifest, "files": self.files, "zip_sha256": self.zip_sha256,
+                "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals}
+
+
+def shards_of(stage: dict[str, Any]) -> int:
+    """How many producers a source has: one for each process."""
+    return int(stage["processes"])
+
+
+@dataclass(slots=True)
+class BundlePart:
+    """A part of a zipped project; its bytes are in the log, then in the table."""
+
+    parts: int
+    entry: int
+    offset: int
+    body_bytes: int
+    body_crc: int
+    persisted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What applying a command gave: `result` is ok, already or refused; `fields` are for whoever proposed it."""
+
+    kind: str
+    result: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    cursor: bytes | None = None
+
+
+def _refused(message: Message, code: str, **fields: Any) -> Outcome:
+    return Outcome(message.kind, "refused", {"code": code, **fields})
+
+
+class State:
+    """The replicated state; see the module. `body_memory_bytes_max` bounds the bytes of items that this node keeps at hand."""
+
+    def __init__(self, body_memory_bytes_max: int = 1 << 62) -> None:
+        self.applied_idx = 0
+        self.applied_term = 0
+        self.at_ms = 0
+        self.hash = bytes(16)
+        self.queues: dict[str, QueueState] = {}
+        self.producers: dict[str, Producer] = {}
+        self.pipelines: dict[str, PipelineState] = {}
+        self.bundles: dict[tuple[str, int], BundlePart] = {}
+        self.members: dict[str, dict[str, Any]] = {}
+        self.alarms: dict[str, str] = {}
+        self.body_memory_bytes_max = body_memory_bytes_max
+        self.body_memory_bytes = 0
+        self._dirty: dict[str, set[Any]] = {}
+        self._removed_chunks: set[tuple[str, int]] = set()
+        self._cleared_keys: set[str] = set()
+        self._handlers: dict[str, Callable[[Message, _Context], Outcome]] = {
+            "put": self._apply_put,
+            "done": self._apply_done,
+            "take": self._apply_take,
+            "release": self._apply_release,
+            "fail": self._apply_fail,
+            "due": self._apply_due,
+            "session_end": self._apply_session_end,
+            "retry": self._apply_retry,
+            "discard": self._apply_discard,
+            "bundle_part": self._apply_bundle_part,
+            "deploy": self._apply_deploy,
+            "start_run": self._apply_start_run,
+            "assign": self._apply_assign,
+            "close": self._apply_close,
+            "on_done_ran": self._apply_on_done_ran,
+            "forget": self._apply_forget,
+            "member": self._apply_member,
+        }
+
+    # ---- applying
+
+    def apply(self, index: int, term: int, at_ms: int, body: Buffer) -> list[Outcome]:
+        """Apply an entry's commands in order; one outcome for each."""
+        assert index > self.applied_idx, f"entry {index} is applied already"
+        outcomes = []
+        for message, offset in decode_commands(body):
+            context = _Context(index, at_ms, offset, message.blobs)
+            outcome = self._handlers[message.kind](message, context)
+            self._mix(outcome)
+            outcomes.append(outcome)
+        self.skip(index, term, at_ms)
+        return outcomes
+
+    def skip(self, index: int, term: int, at_ms: int) -> None:
+        """An entry without commands: the term's no-op, a configuration."""
+        self.applied_idx = index
+        self.applied_term = term
+        self.at_ms = max(self.at_ms, at_ms)
+
+    def _mix(self, outcome: Outcome) -> None:
+        text = json.dumps([outcome.kind, outcome.result, outcome.fields], sort_keys=True, separators=(",", ":"))
+        self.hash = hashlib.blake2b(self.hash + text.encode(), digest_size=16).digest()
+
+    def queue(self, name: str) -> QueueState:
+        """The queue, made when it is not there."""
+        found = self.queues.get(name)
+        if found is None:
+            found = self.queues[name] = QueueState(name)
+            self._touch("queues", name)
+        return found
+
+    def _touch(self, table: str, key: Any) -> None:
+        self._dirty.setdefault(table, set()).add(key)
+
+    @property
+    def dirty_count(self) -> int:
+        return sum(len(keys) for keys in self._dirty.values()) + len(self._removed_chunks)
+
+    # ---- items
+
+    def _append(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
+        count = len(port.lengths) // 4
+        if count == 0:
+            return 0
+        pipeline = self.pipelines.get(queue.pipeline)
+        offset = context.blob_offset(first_blob)
+        body_bytes = len(port.body)
+        keep = self.body_memory_bytes + body_bytes <= self.body_memory_bytes_max
+        chunk = Chunk(queue.next_id, count, pipeline.run if pipeline else 0, context.at_ms, port.lengths if keep else None,
+                      port.body if keep else None, body_bytes, context.index, offset, port.keys)
+        if keep:
+            self.body_memory_bytes += body_bytes
+        queue.chunks.append(chunk)
+        queue.ready.add(chunk.first, chunk.end)
+        queue.next_id += count
+        queue.put += count
+        queue.open_bytes += body_bytes
+        self._touch("queues", queue.name)
+        self._touch("chunks", (queue.name, chunk.first))
+        return count
+
+    def drop_body(self, chunk: Chunk) -> None:
+        """Let go of the chunk's bytes in memory; they are read again when they are asked for."""
+        if chunk.body is not None:
+            chunk.lengths = chunk.body = None
+            self.body_memory_bytes -= chunk.body_bytes
+
+    def _finish(self, queue: QueueState, lo: int, hi: int) -> None:
+        """The ids `[lo, hi)`, in no state any more, are finished: chunks that hold nothing else go."""
+        for chunk in queue.chunks.overlap(lo, hi):
+            before = chunk.open_bytes
+            chunk.open -= min(hi, chunk.end) - max(lo, chunk.first)
+            assert chunk.open >= 0, "an item is finished twice"
+            queue.open_bytes -= before - chunk.open_bytes
+            if chunk.open:
+                self._touch("chunks", (queue.name, chunk.first))
+            else:
+                self._forget_chunk(queue, chunk)
+        for item_id in _within(queue.deliveries, lo, hi):
+            del queue.deliveries[item_id]
+
+    def _forget_chunk(self, queue: QueueState, chunk: Chunk) -> None:
+        queue.chunks.remove(chunk)
+        self.drop_body(chunk)
+        self._dirty.get("chunks", set()).discard((queue.name, chunk.first))
+        if chunk.persisted:
+            self._removed_chunks.add((queue.name, chunk.first))
+
+    def _take_out(self, queue: QueueState, lo: int, hi: int) -> list[Range]:
+        """Remove the open ids of `[lo, hi)` from whatever state they are in; returns them."""
+        found = queue.open_ranges(lo, hi)
+        for a, b in found:
+            queue.ready.remove(a, b)
+            queue.leases.remove(a, b)
+        for item_id in _within(queue.delayed, lo, hi):
+            del queue.delayed[item_id]
+        self._touch("leases", queue.name)
+        return found
+
+    def _touch_items(self, queue: QueueState, lo: int, hi: int) -> None:
+        for chunk in queue.chunks.overlap(lo, hi):
+            self._touch("chunks", (queue.name, chunk.first))
+
+    # ---- put
+
+    def _apply_put(self, message: Message, context: _Context) -> Outcome:
+        key, epoch, seq = message.fields["producer"]
+        producer = self.producers.get(key)
+        source = message.fields["source"]
+        if producer is None:
+            if source is not None:
+                return _refused(message, "unknown_producer")
+            producer = Producer(epoch=epoch)
+        if epoch != producer.epoch:
+            return _refused(message, "stale_epoch", epoch=producer.epoch)
+        if seq <= producer.seq:
+            return Outcome("put", "already", {"seq": producer.seq})
+        if seq != producer.seq + 1:
+            return _refused(message, "sequence", seq=producer.seq)
+        ports = read_ports(message.fields["ports"], message.blobs)
+        wrong = self._wrong_target(ports, source is not None)
+        if wrong:
+            return _refused(message, *wrong)
+        added = 0
+        for port, first_blob in ports:
+            for name in port.queues:
+                added += self._put_port(self.queues[name], port, context, first_blob)
+        self._move_producer(key, producer, seq, source, message, context)
+        self._maybe_done_all({name for port, _ in ports for name in port.queues}, context, key)
+        return Outcome("put", "ok", {"seq": seq, "added": added})
+
+    def _wrong_target(self, ports: list[tuple[Port, int]], from_source: bool) -> tuple[str] | None:
+        for port, _ in ports:
+            for name in port.queues:
+                queue = self.queues.get(name)
+                if queue is None:
+                    return ("unknown_queue",)
+                pipeline = self.pipelines.get(queue.pipeline)
+                if queue.closed and not from_source:
+                    return ("closed",)
+                if queue.read_by and pipeline is not None and pipeline.state != "running":
+                    return ("not_running",)
+        return None
+
+    def _put_port(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
+        if port.keys is None:
+            return self._append(queue, port, context, first_blob)
+        fresh = []
+        for at, key in enumerate(json.loads(bytes(port.keys))):
+            if key is None:
+                fresh.append((at, key))
+                continue
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            if digest not in queue.keys:
+                queue.keys.add(digest)
+                self._touch("keys", (queue.name, digest))
+                fresh.append((at, key))
+        if len(fresh) * 4 == len(port.lengths):
+            return self._append(queue, port, context, first_blob)
+        return self._append_some(queue, port, fresh, context)
+
+    def _append_some(self, queue: QueueState, port: Port, fresh: list[tuple[int, str | None]], context: _Context) -> int:
+        """Some of a put are known already. The rest no longer stands in the log as one piece, so it stays in memory until its row has it."""
+        if not fresh:
+            return 0
+        body = _pick(port.lengths, port.body, [at for at, _ in fresh])
+        keys = json.dumps([key for _, key in fresh]).encode()
+        before = queue.next_id
+        added = self._append(queue, Port(port.queues, body[0], body[1], None, keys), context, 0)
+        self._own_bytes(queue, before, body)
+        return added
+
+    def _own_bytes(self, queue: QueueState, first: int, body: tuple[Buffer, Buffer]) -> None:
+        (chunk,) = queue.chunks.overlap(first, first + 1)
+        if chunk.body is None:
+            self.body_memory_bytes += chunk.body_bytes
+        chunk.lengths, chunk.body = body
+        chunk.entry = 0
+
+    def _move_producer(self, key: str, producer: Producer, seq: int, source: dict[str, Any] | None, message: Message,
+                       context: _Context) -> None:
+        producer.seq = seq
+        producer.at_ms = context.at_ms
+        if source is not None:
+            producer.count = source.get("count", producer.count)
+            producer.hash = source.get("hash", producer.hash)
+            producer.finished = bool(source.get("finished", False)) or producer.finished
+            if source.get("cursor"):
+                producer.cursor = bytes(message.blobs[-1])
+        self.producers[key] = producer
+        self._touch("producers", key)
+
+    # ---- take, done, release, fail
+
+    def _apply_take(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        fence = Fence(*message.fields["fence"])
+        taken = 0
+        for lo, hi in message.fields["ranges"]:
+            for a, b in queue.ready.remove(lo, hi):
+                queue.leases.add(a, b, fence)
+                taken += b - a
+        self._touch("leases", queue.name)
+        return Outcome("take", "ok" if taken else "already", {"count": taken})
+
+    def _apply_done(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        ranges = [(lo, hi) for lo, hi in message.fields["ranges"]]
+        ports = read_ports(message.fields["ports"], message.blobs)
+        if any(name not in self.queues for port, _ in ports for name in port.queues):
+            return _refused(message, "unknown_queue")
+        found = [part for lo, hi in ranges for part in queue.open_ranges(lo, hi)]
+        count = sum(hi - lo for lo, hi in found)
+        if not count:
+            return Outcome("done", "already", {"count": 0})
+        partial = count != sum(hi - lo for lo, hi in ranges)
+        if partial and message.fields["whole"]:
+            self._release_found(queue, found)
+            return _refused(message, "divided")
+        chosen = _positions(ranges, found) if partial else None
+        for lo, hi in found:
+            self._take_out(queue, lo, hi)
+            self._finish(queue, lo, hi)
+        queue.done += count
+        self._touch("queues", queue.name)
+        self._emit(ports, chosen, context)
+        self._maybe_done(queue.pipeline, context)
+        return Outcome("done", "ok", {"count": count})
+
+    def _emit(self, ports: list[tuple[Port, int]], chosen: list[int] | None, context: _Context) -> None:
+        for port, first_blob in ports:
+            if chosen is None:
+                for name in port.queues:
+                    self._append(self.queues[name], port, context, first_blob)
+                continue
+            body = _pick(port.lengths, port.body, _outputs_of(chosen, port.counts))
+            for name in port.queues:
+                queue = self.queues[name]
+                before = queue.next_id
+                if self._append(queue, Port(port.queues, *body), context, first_blob):
+                    self._own_bytes(queue, before, body)
+
+    def _release_found(self, queue: QueueState, found: list[Range]) -> int:
+        released = 0
+        for lo, hi in found:
+            for a, b, _ in queue.leases.remove(lo, hi):
+                queue.ready.add(a, b)
+                released += b - a
+        self._touch("leases", queue.name)
+        return released
+
+    def _apply_release(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        fence = Fence(*message.fields["fence"])
+        found = [(a, b) for lo, hi in message.fields["ranges"] for a, b, held in queue.leases.overlap(lo, hi) if held == fence]
+        released = self._release_found(queue, found)
+        return Outcome("release", "ok" if released else "already", {"count": released})
+
+    def _apply_fail(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        item_id = message.fields["id"]
+        held = queue.leases.overlap(item_id, item_id + 1)
+        if not held or held[0][2] != Fence(*message.fields["fence"]):
+            return _refused(message, "stale_fence")
+        parked = self._count_delivery(queue, item_id, message.fields["error"], message.fields["delay_ms"], context)
+        self._maybe_done(queue.pipeline, context)
+        return Outcome("fail", "ok", {"parked": parked})
+
+    def _count_delivery(self, queue: QueueState, item_id: int, error: dict[str, Any], delay_ms: int, context: _Context) -> bool:
+        queue.leases.remove(item_id, item_id + 1)
+        deliveries = queue.deliveries.get(item_id, 0) + 1
+        self._touch("leases", queue.name)
+        self._touch_items(queue, item_id, item_id + 1)
+        if deliveries <= self.retries(queue):
+            queue.deliveries[item_id] = deliveries
+            queue.delayed[item_id] = context.at_ms + delay_ms
+            return False
+        queue.deliveries.pop(item_id, None)
+        (chunk,) = queue.chunks.overlap(item_id, item_id + 1)
+        queue.parked[item_id] = Parked(chunk.run, deliveries, context.at_ms, error)
+        self._touch("parked", (queue.name, item_id))
+        return True
+
+    def retries(self, queue: QueueState) -> int:
+        """How many deliveries beyond the first an item of the queue gets."""
+        pipeline = self.pipelines.get(queue.pipeline)
+        stage = pipeline.stage(queue.read_by) if pipeline and queue.read_by else None
+        return int(stage["retries"]) if stage else 0
+
+    def _apply_due(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        ids = [item_id for item_id in message.fields["ids"] if queue.delayed.pop(item_id, None) is not None]
+        for item_id in ids:
+            queue.ready.add(item_id, item_id + 1)
+            self._touch_items(queue, item_id, item_id + 1)
+        return Outcome("due", "ok" if ids else "already", {"count": len(ids)})
+
+    def _apply_session_end(self, message: Message, context: _Context) -> Outcome:
+        node, boot = message.fields["node"], message.fields["boot"]
+        released = counted = 0
+        for name, queue in self.queues.items():
+            ran = set(message.fields["ran"].get(name, ()))
+            for lo, hi, _ in queue.leases.of_session(node, boot):
+                for item_id in sorted(i for i in ran if lo <= i < hi):
+                    self._count_delivery(queue, item_id, message.fields["error"], message.fields["delay_ms"], context)
+                    counted += 1
+                released += self._release_found(queue, [(a, b) for a, b, _ in queue.leases.overlap(lo, hi)])
+        for name in list(self.pipelines):
+            self._maybe_done(name, context)
+        return Outcome("session_end", "ok", {"released": released, "counted": counted})
+
+    # ---- parked
+
+    def _apply_retry(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        ids = message.fields["ids"]
+        chosen = [i for i in (sorted(queue.parked) if ids is None else ids) if i in queue.parked]
+        for item_id in chosen:
+            del queue.parked[item_id]
+            queue.ready.add(item_id, item_id + 1)
+            self._touch("parked", (queue.name, item_id))
+            self._touch_items(queue, item_id, item_id + 1)
+        pipeline = self.pipelines.get(queue.pipeline)
+        if chosen and pipeline and pipeline.state == "done" and queue.read_by:
+            pipeline.state = "running"
+            self._touch("projects", pipeline.name)
+        return Outcome("retry", "ok" if chosen else "already", {"count": len(chosen)})
+
+    def _apply_discard(self, message: Message, context: _Context) -> Outcome:
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        ids = message.fields["ids"]
+        count = self._discard_all(queue) if ids is None else self._discard_parked(queue, ids)
+        self._maybe_done(queue.pipeline, context)
+        return Outcome("discard", "ok" if count else "already", {"count": count})
+
+    def _discard_parked(self, queue: QueueState, ids: Iterable[int]) -> int:
+        chosen = [i for i in ids if queue.parked.pop(i, None) is not None]
+        for item_id in chosen:
+            self._touch("parked", (queue.name, item_id))
+            self._finish(queue, item_id, item_id + 1)
+        return len(chosen)
+
+    def _discard_all(self, queue: QueueState) -> int:
+        count = self._discard_parked(queue, list(queue.parked))
+        for lo, hi in self._take_out(queue, 1, queue.next_id):
+            self._finish(queue, lo, hi)
+            count += hi - lo
+        return count
+
+    # ---- projects and runs
+
+    def _apply_bundle_part(self, message: Message, context: _Context) -> Outcome:
+        key = (message.fields["version"], message.fields["part"])
+        if key in self.bundles:
+            return Outcome("bundle_part", "already")
+        (body,) = message.blobs
+        self.bundles[key] = BundlePart(message.fields["parts"], context.index, context.blob_offset(0), len(body), crc32(body))
+        self._touch("bundles", key)
+        return Outcome("bundle_part", "ok")
+
+    def bundle_parts(self, version: str) -> list[BundlePart] | None:
+        """The parts of a version in order, or None when one is missing."""
+        first = self.bundles.get((version, 0))
+        if first is None:
+            return None
+        parts = [self.bundles.get((version, part)) for part in range(first.parts)]
+        return None if any(part is None for part in parts) else [part for part in parts if part]
+
+    def _apply_deploy(self, message: Message, context: _Context) -> Outcome:
+        fields = message.fields
+        if self.bundle_parts(fields["version"]) is None:
+            return _refused(message, "parts_missing")
+        name = fields["pipeline"]
+        old = self.pipelines.get(name)
+        new = PipelineState(name, fields["version"], fields["origin"], fields["manifest"], fields["files"], fields["zip_sha256"],
+                            fields["project"])
+        if old is not None:
+            new.run, new.state, new.params, new.on_done_run = old.run, old.state, old.params, old.on_done_run
+            new.started_ms, new.done_ms, new.totals = old.started_ms, old.done_ms, old.totals
+            new.previous = [old.version, *old.previous][:2] if old.version != new.version else old.previous
+        self.pipelines[name] = new
+        self._touch("projects", name)
+        self._wire(new)
+        self._forget_bundles()
+        self._maybe_done(name, context)
+        return Outcome("deploy", "ok", {"run": new.run, "state": new.state})
+
+    def _wire(self, pipeline: PipelineState) -> None:
+        """Make the pipeline's queues and let them know what the manifest says; those that it no longer names lose their reader."""
+        for queue in self.queues.values():
+            if queue.pipeline == pipeline.name:
+                queue.read_by = None
+        for record in pipeline.manifest["queues"]:
+            queue = self.queue(pipeline.full(record["name"]))
+            queue.maxsize, queue.bytes_max = record["maxsize"], record["bytes_max"]
+            queue.read_by, queue.results = record["read_by"], record["results"]
+
+    def _forget_bundles(self) -> None:
+        """The last two versions of each pipeline stay."""
+        kept = {v for p in self.pipelines.values() for v in (p.version, *p.previous[:1])}
+        for key in [key for key in self.bundles if key[0] not in kept]:
+            del self.bundles[key]
+            self._touch("bundles", key)
+
+    def _apply_start_run(self, message: Message, context: _Context) -> Outcome:
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            return _refused(message, "unknown_pipeline")
+        if pipeline.state == "running":
+            return _refused(message, "running", run=pipeline.run)
+        self._forget_producers([key for key in self.producers if key.startswith(f"source:{pipeline.name}/")])
+        for queue in self.queues.values():
+            if queue.pipeline == pipeline.name:
+                self._begin_queue(queue)
+        pipeline.run += 1
+        pipeline.state = "running"
+        pipeline.params = message.fields["params"]
+        pipeline.started_ms, pipeline.done_ms = context.at_ms, 0
+        self._touch("projects", pipeline.name)
+        self._maybe_done(pipeline.name, context)
+        return Outcome("start_run", "ok", {"run": pipeline.run})
+
+    def _begin_queue(self, queue: QueueState) -> None:
+        queue.closed = False
+        if queue.keys:
+            queue.keys.clear()
+            self._cleared_keys.add(queue.name)
+            self._dirty["keys"] = {key for key in self._dirty.get("keys", ()) if key[0] != queue.name}
+        if queue.results:
+            self._discard_all(queue)
+        self._touch("queues", queue.name)
+
+    def _apply_assign(self, message: Message, context: _Context) -> Outcome:
+        fields = message.fields
+        pipeline = self.pipelines.get(fields["pipeline"])
+        stage = pipeline.stage(fields["stage"]) if pipeline else None
+        if pipeline is None or stage is None or pipeline.state != "running":
+            return _refused(message, "not_running")
+        key = pipeline.source_key(fields["stage"], fields["shard"])
+        producer = self.producers.setdefault(key, Producer())
+        if producer.finished:
+            return Outcome("assign", "already", {"finished": True})
+        producer.epoch += 1
+        producer.node, producer.boot = fields["node"], fields["boot"]
+        self._touch("producers", key)
+        return Outcome("assign", "ok", {
+            "producer": key, "epoch": producer.epoch, "seq": producer.seq, "count": producer.count, "hash": producer.hash,
+        }, producer.cursor)
+
+    def _apply_close(self, message: Message, context: _Context) -> Outcome:
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            return _refused(message, "unknown_pipeline")
+        name = message.fields["name"]
+        stage = pipeline.stage(name)
+        queue = self.queues.get(pipeline.full(name))
+        if stage and stage["kind"] == "source":
+            for shard in range(shards_of(stage)):
+                key = pipeline.source_key(name, shard)
+                producer = self.producers.setdefault(key, Producer())
+                producer.epoch += 1
+                producer.finished = True
+                self._touch("producers", key)
+        elif queue is not None:
+            queue.closed = True
+            self._touch("queues", queue.name)
+        else:
+            return _refused(message, "unknown_name")
+        self._maybe_done(pipeline.name, context)
+        return Outcome("close", "ok")
+
+    def _apply_on_done_ran(self, message: Message, context: _Context) -> Outcome:
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None or message.fields["run"] <= pipeline.on_done_run:
+            return Outcome("on_done_ran", "already")
+        pipeline.on_done_run = message.fields["run"]
+        self._touch("projects", pipeline.name)
+        return Outcome("on_done_ran", "ok")
+
+    def _apply_forget(self, message: Message, context: _Context) -> Outcome:
+        self._forget_producers(message.fields["producers"])
+        return Outcome("forget", "ok")
+
+    def _forget_producers(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if self.producers.pop(key, None) is not None:
+                self._touch("producers", key)
+
+    def _apply_member(self, message: Message, context: _Context) -> Outcome:
+        self.members[message.fields["node"]] = {"name": message.fields["name"], "facts": message.fields["facts"]}
+        self._touch("members", message.fields["node"])
+        return Outcome("member", "ok")
+
+    # ---- done
+
+    def source_finished(self, pipeline: PipelineState, stage: dict[str, Any]) -> bool:
+        """Every shard of the source has ended, or was closed."""
+        keys = (pipeline.source_key(stage["name"], shard) for shard in range(shards_of(stage)))
+        return all(key in self.producers and self.producers[key].finished for key in keys)
+
+    def _maybe_done_all(self, queues: set[str], context: _Context, producer: str) -> None:
+        names = {self.queues[name].pipeline for name in queues}
+        if producer.startswith("source:"):
+            names.add(producer[len("source:") :].partition("/")[0])
+        for name in names:
+            self._maybe_done(name, context)
+
+    def _maybe_done(self, name: str, context: _Context) -> None:
+        pipeline = self.pipelines.get(name)
+        if pipeline is None or pipeline.state != "running":
+            return
+        if not all(self.source_finished(pipeline, stage) for stage in pipeline.sources):
+            return
+        for record in pipeline.manifest["queues"]:
+            queue = self.queues[pipeline.full(record["name"])]
+            if record["read_by"] and queue.open_count:
+                return
+            if record["outside"] and record["read_by"] and not queue.closed:
+                return
+        pipeline.state = "done"
+        pipeline.done_ms = context.at_ms
+        self._touch("projects", name)
+
+    def parked_of_run(self, pipeline: PipelineState) -> int:
+        """How many items of the pipeline's current run are parked."""
+        return sum(
+            1 for queue in self.queues.values() if queue.pipeline == pipeline.name
+            for parked in queue.parked.values() if parked.run == pipeline.run
+        )
+
+    # ---- rows: what a checkpoint writes, and back
+
+    def coalesce(self) -> None:
+        """Lay small neighbouring chunks together that no row has yet: one object and one row for what came in one by one."""
+        by_queue: dict[str, list[int]] = {}
+        for name, first in self._dirty.get("chunks", ()):
+            by_queue.setdefault(name, []).append(first)
+        for name, firsts in by_queue.items():
+            if len(firsts) > 8:
+                self._coalesce_queue(self.queues[name], sorted(firsts))
+
+    def _coalesce_queue(self, queue: QueueState, firsts: list[int]) -> None:
+        run: list[Chunk] = []
+        for chunk in [c for first in firsts for c in queue.chunks.overlap(first, first + 1)]:
+            if run and not _joins(run, chunk):
+                self._join(queue, run)
+                run = []
+            if _joinable(chunk):
+                run.append(chunk)
+        self._join(queue, run)
+
+    def _join(self, queue: QueueState, chunks: list[Chunk]) -> None:
+        if len(chunks) < 2:
+            return
+        first = chunks[0]
+        body = b"".join(c.body for c in chunks if c.body is not None)
+        lengths = b"".join(c.lengths for c in chunks if c.lengths is not None)
+        joined = Chunk(first.first, sum(c.count for c in chunks), first.run, first.at_ms, lengths, body, len(body), 0, 0, None)
+        queue.chunks.replace(chunks, joined)
+        dirty = self._dirty["chunks"]
+        for chunk in chunks:
+            dirty.discard((queue.name, chunk.first))
+        dirty.add((queue.name, joined.first))
+
+    def rows_changed(self) -> Rows:
+        """What changed since `rows_written`: for each table its rows by key, None for one that is gone.
+
+        Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is named, `keys` of a queue that began anew as
+        `(queue,): None`.
+        """
+        rows: Rows = {}
+        for table, keys in self._dirty.items():
+            rows[table] = {}
+            for key in keys:
+                rows[table].update(self._rows_of(table, key))
+        gone = rows.setdefault("chunks", {})
+        for chunk_key in self._removed_chunks:
+            gone.setdefault(chunk_key, None)
+        for name in self._cleared_keys:
+            rows.setdefault("keys", {})[(name,)] = None
+        return {table: found for table, found in rows.items() if found}
+
+    def filled(self, queue: str, first: int, body_crc: int) -> None:
+        """The chunk's bytes stand in its own row now, if there still is such a chunk."""
+        found = self.queues[queue].chunks.overlap(first, first + 1)
+        if found and found[0].first == first:
+            found[0].body_crc = body_crc
+
+    def rows_written(self) -> None:
+        """The rows of the last `rows_changed` are durable."""
+        for name, first in self._dirty.get("chunks", ()):
+            for chunk in self.queues[name].chunks.overlap(first, first + 1):
+                chunk.persisted = True
+        for key in self._dirty.get("bundles", ()):
+            if key in self.bundles:
+                self.bundles[key].persisted = True
+        self._dirty.clear()
+        self._removed_chunks.clear()
+        self._cleared_keys.clear()
+
+    def all_rows(self) -> Rows:
+        """Every row that the state has: what the tables should hold."""
+        rows: Rows = {table: {} for table in ("queues", "chunks", "leases", "keys", "parked", "producers", "projects",
+                                              "bundles", "members")}
+        for name, queue in self.queues.items():
+            rows["queues"].update(self._rows_of("queues", name))
+            rows["leases"].update({k: v for k, v in self._rows_of("leases", name).items() if len(k) == 2})
+            for chunk in queue.chunks:
+                rows["chunks"].update(self._rows_of("chunks", (name, chunk.first)))
+            for digest in queue.keys:
+                rows["keys"][(name, digest)] = ()
+            for item_id in queue.parked:
+                rows["parked"].update(self._rows_of("parked", (name, item_id)))
+        for table, keys in (("producers", self.producers), ("projects", self.pipelines), ("bundles", self.bundles),
+                            ("members", self.members)):
+            for key in keys:
+                rows[table].update(self._rows_of(table, key))
+        return rows
+
+    def _rows_of(self, table: str, key: Any) -> dict[Row, Row | None]:
+        return getattr(self, f"_rows_of_{table}")(key)  # type: ignore[no-any-return]
+
+    def _rows_of_queues(self, name: str) -> dict[Row, Row | None]:
+        queue = self.queues[name]
+        return {(name,): (queue.next_id, queue.put, queue.done, int(queue.closed))}
+
+    def _rows_of_chunks(self, key: tuple[str, int]) -> dict[Row, Row | None]:
+        queue = self.queues[key[0]]
+        (chunk,) = queue.chunks.overlap(key[1], key[1] + 1)
+        unfinished = RangeSet(queue.open_ranges(chunk.first, chunk.end))
+        for item_id in _within(queue.parked, chunk.first, chunk.end):
+            unfinished.add(item_id, item_id + 1)
+        assert len(unfinished) == chunk.open, "a chunk's count of open items is off"
+        inside = {
+            "deliveries": {i: queue.deliveries[i] for i in _within(queue.deliveries, chunk.first, chunk.end)},
+            "delayed": {i: queue.delayed[i] for i in _within(queue.delayed, chunk.first, chunk.end)},
+        }
+        bodies: Row = ()
+        if chunk.entry == 0 and not chunk.persisted:
+            assert chunk.lengths is not None and chunk.body is not None, "bytes that the log does not hold stay in memory"
+            chunk.body_crc = crc32(chunk.body, crc32(chunk.lengths))
+            bodies = (bytes(chunk.lengths), bytes(chunk.body))
+        return {(queue.name, chunk.first): (
+            chunk.count, chunk.run, chunk.at_ms, None if chunk.open == chunk.count else json.dumps(list(unfinished)),
+            json.dumps(inside["deliveries"]) if inside["deliveries"] else None,
+            json.dumps(inside["delayed"]) if inside["delayed"] else None,
+            None if chunk.keys is None else bytes(chunk.keys),
+            chunk.entry, chunk.offset, chunk.body_bytes, chunk.body_crc, *bodies,
+        )}
+
+    def _rows_of_leases(self, name: str) -> dict[Row, Row | None]:
+        rows: dict[Row, Row | None] = {(name,): None}
+        for lo, hi, fence in self.queues[name].leases:
+            rows[(name, lo)] = (hi, *fence)
+        return rows
+
+    def _rows_of_keys(self, key: tuple[str, bytes]) -> dict[Row, Row | None]:
+        return {key: ()}
+
+    def _rows_of_parked(self, key: tuple[str, int]) -> dict[Row, Row | None]:
+        parked = self.queues[key[0]].parked.get(key[1])
+        if parked is None:
+            return {key: None}
+        return {key: (parked.run, parked.deliveries, parked.at_ms, json.dumps(parked.error))}
+
+    def _rows_of_producers(self, key: str) -> dict[Row, Row | None]:
+        p = self.producers.get(key)
+        if p is None:
+            return {(key,): None}
+        return {(key,): (p.epoch, p.seq, p.count, p.hash, p.cursor, int(p.finished), p.at_ms, p.node, p.boot)}
+
+    def _rows_of_projects(self, name: str) -> dict[Row, Row | None]:
+        p = self.pipelines[name]
+        return {(name,): (p.version, p.run, p.state, p.on_done_run, p.started_ms, p.done_ms, json.dumps(p.detail()))}
+
+    def _rows_of_bundles(self, key: tuple[str, int]) -> dict[Row, Row | None]:
+        part = self.bundles.get(key)
+        if part is None:
+            return {key: None}
+        return {key: (part.parts, part.entry, part.offset, part.body_bytes, part.body_crc)}
+
+    def _rows_of_members(self, node: str) -> dict[Row, Row | None]:
+        member = self.members.get(node)
+        return {(node,): None if member is None else (member["name"], json.dumps(member["facts"]))}
+
+    def load(self, table: str, rows: Iterable[Row]) -> None:
+        """Take in the rows of a table as `rows_changed` gave them, key columns first. Tables come in the order of `TABLES`."""
+        for row in rows:
+            getattr(self, f"_load_{table}")(*row)
+
+    def loaded(self, applied_idx: int, applied_term: int, at_ms: int, state_hash: bytes) -> None:
+        """All tables are in, and this is where they stand."""
+        self.applied_idx, self.applied_term, self.at_ms, self.hash = applied_idx, applied_term, at_ms, state_hash
+        for pipeline in self.pipelines.values():
+            self._wire(pipeline)
+        self._dirty.clear()
+
+    def _load_queues(self, name: str, next_id: int, put: int, done: int, closed: int) -> None:
+        queue = self.queue(name)
+        queue.next_id, queue.put, queue.done, queue.closed = next_id, put, done, bool(closed)
+
+    def _load_chunks(self, name: str, first: int, count: int, run: int, at_ms: int, unfinished: str | None,
+                     deliveries: str | None, delayed: str | None, keys: bytes | None, entry: int, offset: int, body_bytes: int,
+                     body_crc: int | None) -> None:
+        queue = self.queue(name)
+        chunk = Chunk(first, count, run, at_ms, None, None, body_bytes, entry, offset, keys)
+        chunk.body_crc = body_crc
+        chunk.persisted = True
+        queue.chunks.append(chunk)
+        ranges = [(first, first + count)] if unfinished is None else [(lo, hi) for lo, hi in json.loads(unfinished)]
+        for lo, hi in ranges:
+            queue.ready.add(lo, hi)
+        chunk.open = sum(hi - lo for lo, hi in ranges)
+        queue.open_bytes += chunk.open_bytes
+        queue.deliveries.update({int(i): n for i, n in json.loads(deliveries or "{}").items()})
+        for item_id, due in json.loads(delayed or "{}").items():
+            queue.ready.remove(int(item_id), int(item_id) + 1)
+            queue.delayed[int(item_id)] = due
+
+    def _load_leases(self, name: str, lo: int, hi: int, node: str, boot: str, seq: int) -> None:
+        queue = self.queue(name)
+        queue.ready.remove(lo, hi)
+        queue.leases.add(lo, hi, Fence(node, boot, seq))
+
+    def _load_keys(self, name: str, digest: bytes) -> None:
+        self.queue(name).keys.add(digest)
+
+    def _load_parked(self, name: str, item_id: int, run: int, deliveries: int, at_ms: int, error: str) -> None:
+        queue = self.queue(name)
+        queue.ready.remove(item_id, item_id + 1)
+        queue.parked[item_id] = Parked(run, deliveries, at_ms, json.loads(error))
+
+    def _load_producers(self, key: str, epoch: int, seq: int, count: int, digest: str, cursor: bytes | None, finished: int,
+                        at_ms: int, node: str, boot: str) -> None:
+        self.producers[key] = Producer(epoch, seq, count, digest, cursor, bool(finished), at_ms, node, boot)
+
+    def _load_projects(self, name: str, version: str, run: int, state: str, on_done_run: int, started_ms: int, done_ms: int,
+                       detail: str) -> None:
+        d = json.loads(detail)
+        self.pipelines[name] = PipelineState(
+            name, version, d["origin"], d["manifest"], d["files"], d["zip_sha256"], d["project"], run, state, d["params"],
+            on_done_run, started_ms, done_ms, d["previous"], d["totals"],
+        )
+
+    def _load_bundles(self, version: str, part: int, parts: int, entry: int, offset: int, body_bytes: int, body_crc: int) -> None:
+        self.bundles[(version, part)] = BundlePart(parts, entry, offset, body_bytes, body_crc, True)
+
+    def _load_members(self, node: str, name: str, facts: str) -> None:
+        self.members[node] = {"name": name, "facts": json.loads(facts)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """Where a command stands: which entry, when, and where its blobs begin in the entry's body."""
+
+    index: int
+    at_ms: int
+    blobs_at: int
+    blobs: tuple[Buffer, ...]
+
+    def blob_offset(self, number: int) -> int:
+        return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
+
+
+def _within(held: dict[int, Any], lo: int, hi: int) -> list[int]:
+    """The ids of `held` in `[lo, hi)`, by the shorter way."""
+    if hi - lo < len(held):
+        return [item_id for item_id in range(lo, hi) if item_id in held]
+    return sorted(item_id for item_id in held if lo <= item_id < hi)
+
+
+def _pick(lengths: Buffer, body: Buffer, positions: list[int]) -> tuple[bytes, bytes]:
+    """The values at `positions` out of a blob of values."""
+    sizes = lengths_of(lengths)
+    ends = list(accumulate(sizes))
+    view = memoryview(body)
+    return lengths_blob(sizes[at] for at in positions), b"".join(view[ends[at] - sizes[at] : ends[at]] for at in positions)
+
+
+def _positions(ranges: list[Range], found: list[Range]) -> list[int]:
+    """Which of the inputs in `ranges`, counted from 0, are those in `found`."""
+    inside = RangeSet(found)
+    positions = []
+    before = 0
+    for lo, hi in ranges:
+        for a, b in inside.overlap(lo, hi):
+            positions += range(before + a - lo, before + b - lo)
+        before += hi - lo
+    return positions
+
+
+def _outputs_of(inputs: list[int], counts: Buffer | None) -> list[int]:
+    """Which outputs, counted from 0, come from `inputs`: one each, or as many as `counts` says."""
+    if counts is None:
+        return inputs
+    numbers = lengths_of(counts)
+    ends = list(accumulate(numbers))
+    return [output for at in inputs for output in range(ends[at] - numbers[at], ends[at])]
+
+
+def _joinable(chunk: Chunk) -> bool:
+    return (chunk.body is not None and not chunk.persisted and chunk.keys is None and chunk.open == chunk.count
+            and 8 * chunk.body_bytes <= CHUNK_BYTES_TARGET and 8 * chunk.count <= CHUNK_ITEMS_TARGET)
+
+
+def _joins(run: list[Chunk], chunk: Chunk) -> bool:
+    last = run[-1]
+    count = chunk.end - run[0].first
+    size = sum(c.body_bytes for c in run) + chunk.body_bytes
+    return (_joinable(chunk) and last.end == chunk.first and last.run == chunk.run and count <= CHUNK_ITEMS_TARGET
+            and size <= CHUNK_BYTES_TARGET)

@@ -1,0 +1,141 @@
+"""What people and programs are shown of a cluster: the object of `status --json`, and why a stage is idle.
+
+It reads the state and never changes it. The object's shape is a contract.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from p2pcluster.core.queues import PipelineState, QueueState, State
+
+if TYPE_CHECKING:
+    from p2pcluster.core.node import Session
+    from p2pcluster.core.raft import Raft
+
+RATE_WINDOW_MS = 5_000
+
+
+class Rates:
+    """How much each queue took in and gave out lately."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, dict[str, tuple[int, int]]]] = deque()
+
+    def sample(self, state: State, now_ms: int) -> None:
+        """Remember where the counts stand."""
+        self._samples.append((now_ms, {name: (queue.put, queue.done) for name, queue in state.queues.items()}))
+        while len(self._samples) > 2 and now_ms - self._samples[0][0] > RATE_WINDOW_MS:
+            self._samples.popleft()
+
+    def of(self, queue: str) -> tuple[float, float]:
+        """Items in and out per second."""
+        if len(self._samples) < 2:
+            return 0.0, 0.0
+        (t0, old), (t1, new) = self._samples[0], self._samples[-1]
+        if t1 <= t0 or queue not in new:
+            return 0.0, 0.0
+        before = old.get(queue, (0, 0))
+        return tuple(1000.0 * (b - a) / (t1 - t0) for a, b in zip(before, new[queue], strict=True))  # type: ignore[return-value]
+
+
+def status_of(state: State, rates: Rates, raft: Raft, node_id: str, sessions: list[Session],
+              now_ms: int, alarms: dict[str, str]) -> dict[str, Any]:
+    """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name)."""
+    nodes = [session for session in sessions if session.kind == "node"]
+    return {
+        "cluster": {"id": None, "name": None, "term": raft.term, "commit_index": raft.commit_index},
+        "leader": {"id": raft.leader_id, "name": None, "address": None},
+        "nodes": [_node(session, node_id, raft) for session in nodes],
+        "pipelines": [
+            {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": p.state}
+            for p in state.pipelines.values()
+        ],
+        "stages": [_stage(state, rates, nodes, p, stage) for p in state.pipelines.values() for stage in p.manifest["stages"]],
+        "queues": [_queue(queue, rates, now_ms) for queue in state.queues.values()],
+        "alarms": _alarms(state, nodes, alarms),
+    }
+
+
+def _node(session: Session, leader_id: str, raft: Raft) -> dict[str, Any]:
+    role = "leader" if session.node == raft.leader_id else "worker"
+    return {"id": session.node, "name": session.name, "role": role, "address": session.facts.get("address"), "alive": True,
+            "slots": session.facts.get("slots"), "facts": session.facts}
+
+
+def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> dict[str, Any]:
+    name = pipeline.full(stage["name"])
+    queue = state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
+    outputs = [state.queues[pipeline.full(q)] for port in stage["ports"] for q in port["queues"]]
+    processes = sum(session.running.get(name, 0) for session in nodes)
+    measured = [session.service_us[name] for session in nodes if name in session.service_us]
+    if queue is not None:
+        done, rate = queue.done, rates.of(queue.name)[1]
+    else:
+        done = max((q.put for q in outputs), default=0)
+        rate = max((rates.of(q.name)[0] for q in outputs), default=0.0)
+    return {
+        "pipeline": pipeline.name, "name": stage["name"], "processes": processes, "done": done,
+        "parked": len(queue.parked) if queue else 0, "rate_per_s": round(rate, 1),
+        "service_ms": round(sum(measured) / len(measured) / 1000, 3) if measured else None,
+        "idle_because": _idle_because(state, nodes, pipeline, stage, queue, outputs, processes),
+    }
+
+
+def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any], queue: QueueState | None,
+                  outputs: list[QueueState], processes: int) -> str | None:
+    name = pipeline.full(stage["name"])
+    if pipeline.state != "running":
+        return f"run {pipeline.run} is done" if pipeline.state == "done" else "no run was started"
+    troubles = [session.troubles[name] for session in nodes if name in session.troubles]
+    if troubles:
+        return troubles[0]
+    if queue is None and state.source_finished(pipeline, stage):
+        return "the source has ended"
+    full = [q.name for q in outputs if _is_full(q)]
+    if full:
+        return f"queue {full[0]} is full"
+    if queue is not None and not queue.open_count:
+        return "its queue is empty" + (f"; {len(queue.parked)} parked" if queue.parked else "")
+    if queue is not None and not queue.ready and not queue.leases and queue.delayed:
+        return f"{len(queue.delayed)} items wait for another try"
+    return "its process is starting" if not processes else None
+
+
+def _is_full(queue: QueueState) -> bool:
+    return (queue.maxsize is not None and queue.open_count >= queue.maxsize) or (
+        queue.bytes_max is not None and queue.open_bytes >= queue.bytes_max)
+
+
+def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
+    rate_in, rate_out = rates.of(queue.name)
+    oldest_ms = queue.oldest_ms()
+    return {
+        "pipeline": queue.pipeline, "name": queue.name.partition("/")[2], "ready": len(queue.ready), "leased": len(queue.leases),
+        "delayed": len(queue.delayed), "parked": len(queue.parked), "rate_in_per_s": round(rate_in, 1),
+        "rate_out_per_s": round(rate_out, 1), "oldest_s": None if oldest_ms is None else round(max(0, now_ms - oldest_ms) / 1000, 1),
+    }
+
+
+def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[str]:
+    found = [alarms[key] for key in sorted(alarms)]
+    found += [f"{stage}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
+    for queue in state.queues.values():
+        pipeline = state.pipelines.get(queue.pipeline)
+        if pipeline is None or queue.read_by or queue.results or not queue.open_count:
+            continue
+        if not any(record["name"] == queue.name.partition("/")[2] for record in pipeline.manifest["queues"]):
+            found.append(f"queue {queue.name} has {queue.open_count} items and no stage reads it in version {pipeline.version[:8]}: "
+                         f"deploy a version with that stage, or discard {queue.name}")
+    return found
+
+
+def parked_items(state: State, pipeline: str | None) -> list[dict[str, Any]]:
+    """Every parked item, without its value."""
+    return [
+        {"id": f"{queue.name}:{item_id}", "queue": queue.name, "run": parked.run, "deliveries": parked.deliveries,
+         "at_ms": parked.at_ms, "error": parked.error}
+        for queue in state.queues.values() if pipeline is None or queue.pipeline == pipeline
+        for item_id, parked in sorted(queue.parked.items())
+    ]

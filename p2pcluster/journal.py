@@ -1,0 +1,729 @@
+"""The journal of a node: one SQLite file that holds the replicated log and the tables that lag behind it.
+
+Decided here: how entries and rows lie in the file, what is durable when, and when a file is not what was written to it. What a
+row means is `core.queues`'s. A write is one transaction with one fsync: term and vote, entries, and now and then the rows that
+changed since the last time, which also moves `applied_idx`. Recovery loads the tables and applies the log's committed tail.
+
+Three things make damage visible that SQLite alone would not show: every row carries a CRC, `meta` sums the CRCs of each table,
+and the entries are chained by a hash. A write-ahead log is scanned before SQLite opens it, since SQLite ends at the first bad
+frame without a word; and the mark, a small mapped file beside the journal, says after each commit how far it went, so that even
+the loss of the last transaction is seen. The mark costs no fsync: it survives the death of the process, and after the death of
+the machine it can only be behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import sqlite3
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from p2pcluster import config
+from p2pcluster.core.log import COMMANDS, Entry
+from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
+from p2pcluster.core.raft import HardState
+from p2pcluster.core.tables import BODY_COLUMNS, TABLES
+from p2pcluster.errors import JournalCorrupt, JournalError
+from p2pcluster.wal import scan_wal
+
+FORMAT = 1
+# To change the format: raise FORMAT and add the step from the former one here; a newer file is refused, an older one is led up.
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+
+_CHAIN_ZERO = bytes(16)
+_ENTRY_HEAD = struct.Struct(">QQQB")
+_MARK = struct.Struct(">8sQQ16sI")
+_MARK_MAGIC = b"p2pmark1"
+_MARK_SLOT_BYTES = 64
+
+
+def row_crc(values: Iterable[Any]) -> int:
+    """The CRC of a row's columns, in order, types and lengths included."""
+    crc = 0
+    for value in values:
+        if value is None:
+            crc = crc32(b"n", crc)
+        elif isinstance(value, str):
+            data = value.encode()
+            crc = crc32(data, crc32(b"s%d:" % len(data), crc))
+        elif isinstance(value, int):
+            crc = crc32(b"i%d;" % value, crc)
+        else:
+            crc = crc32(value, crc32(b"b%d:" % len(value), crc))
+    return crc
+
+
+def next_chain(chain: bytes, entry: Entry) -> bytes:
+    """The hash that ties an entry to all before it."""
+    digest = hashlib.blake2b(chain, digest_size=16)
+    digest.update(_ENTRY_HEAD.pack(entry.index, entry.term, entry.at_ms, entry.kind))
+    digest.update(entry.body)
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The rows that changed, and where the state stood that they belong to."""
+
+    rows: Rows
+    applied_idx: int
+    applied_term: int
+    applied_at_ms: int
+    applied_hash: bytes
+
+
+def checkpoint_of(state: State) -> Checkpoint:
+    """What is to be written for `state`; the state counts it as written, for a write that fails stops the node."""
+    state.coalesce()
+    rows = state.rows_changed()
+    state.rows_written()
+    return Checkpoint(rows, state.applied_idx, state.applied_term, state.at_ms, state.hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One transaction. `sole_voter`: this node alone is the majority, so an entry is committed when it is durable."""
+
+    entries: tuple[Entry, ...] = ()
+    hard_state: HardState | None = None
+    commit_index: int = 0
+    sole_voter: bool = False
+    truncate_from: int | None = None
+    checkpoint: Checkpoint | None = None
+    meta: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A chunk whose row holds its bytes now; the state's chunk learns it by `body_crc`."""
+
+    queue: str
+    first: int
+    body_crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a journal held: everything that the core starts from."""
+
+    hard_state: HardState
+    base_index: int
+    base_term: int
+    base_at_ms: int
+    last_index: int
+    commit_index: int
+    state: State
+
+
+def pinned_entry(chunk_row: Row) -> int | None:
+    """The entry that a chunk's row needs the log to keep, if any."""
+    named = dict(zip(TABLES["chunks"].columns, chunk_row, strict=False))
+    return named["entry_idx"] if named["body_crc"] is None else None
+
+
+class Mark:
+    """How far the journal's commits went, in a mapped file; see the module. Two slots in turn, so that one is always whole."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists() or path.stat().st_size < 2 * _MARK_SLOT_BYTES:
+            path.write_bytes(bytes(2 * _MARK_SLOT_BYTES))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 2 * _MARK_SLOT_BYTES)
+        found = read_mark(bytes(self._map))
+        self.last_index, self.chain, self._turn = found if found else (0, _CHAIN_ZERO, 0)
+
+    def move(self, last_index: int, chain: bytes) -> None:
+        self._turn += 1
+        head = _MARK.pack(_MARK_MAGIC, self._turn, last_index, chain, 0)[:-4]
+        at = _MARK_SLOT_BYTES * (self._turn % 2)
+        self._map[at : at + _MARK.size] = head + struct.pack(">I", crc32(head))
+        self.last_index, self.chain = last_index, chain
+
+    def close(self) -> None:
+        self._map.flush()
+        self._map.close()
+
+
+def read_mark(data: bytes) -> tuple[int, bytes, int] | None:
+    """The newer whole slot of a mark's bytes: last index, chain, turn. None when there is none."""
+    found = []
+    for at in (0, _MARK_SLOT_BYTES):
+        slot = data[at : at + _MARK.size]
+        if len(slot) == _MARK.size:
+            magic, turn, last_index, chain, crc = _MARK.unpack(slot)
+            if magic == _MARK_MAGIC and crc == crc32(slot[:-4]):
+                found.append((turn, last_index, chain))
+    if not found:
+        return None
+    turn, last_index, chain = max(found)
+    return last_index, chain, turn
+
+
+class Journal:
+    """The one writing connection to a journal. Every method may raise `JournalError`; after that the node must stop.
+
+    Not safe to use from two threads at once; which thread does not matter.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, mark: Mark, reader: JournalReader) -> None:
+        self.path = path
+        self.commits = 0
+        self._db = connection
+        self._mark = mark
+        self._reader_db: sqlite3.Connection | None = None
+        self._crcs = reader.crcs
+        self._sums = reader.sums
+        self._pins = reader.pins
+        self._meta = reader.meta
+        self._chain = reader.chain
+        self._last_index = reader.last_index
+        self._log_bytes = reader.log_bytes
+
+    @classmethod
+    def open(cls, path: Path, mark_path: Path, body_memory_bytes_max: int = config.BODY_MEMORY_BYTES_MAX,
+             ) -> tuple[Journal, Recovered]:
+        """Open or make the journal at `path`, and recover what it holds.
+
+        Raises `JournalCorrupt` when the file is not what was written to it, `JournalError` when it is no journal of this version.
+        """
+        scan_for_damage(path)
+        with _sqlite_errors(path):
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            with _sqlite_errors(path):
+                _set_up(db, path)
+                _make_tables(db)
+                reader = JournalReader(db, path, body_memory_bytes_max)
+            mark = Mark(mark_path)
+            _compare_with_mark(path, mark, reader)
+        except BaseException:
+            db.close()
+            raise
+        journal = cls(path, db, mark, reader)
+        return journal, reader.recovered
+
+    # ---- writing
+
+    def write(self, write: Write) -> None:
+        """Make `write` durable: it is so when this returns."""
+        with _sqlite_errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            self._write_in_transaction(write)
+            self._db.execute("COMMIT")
+        self.commits += 1
+        self._mark.move(self._last_index, self._chain)
+
+    def _write_in_transaction(self, write: Write) -> None:
+        meta: dict[str, Any] = dict(write.meta)
+        if self._meta.get("clean_idx") is not None:
+            meta["clean_idx"] = None
+        if write.hard_state is not None:
+            meta |= {"term": write.hard_state.term, "voted_for": write.hard_state.voted_for}
+        if write.truncate_from is not None:
+            self._truncate(write.truncate_from)
+        for entry in write.entries:
+            self._insert(entry, entry.index if write.sole_voter else write.commit_index)
+        if not write.entries and write.commit_index > self._meta.get("commit_idx", 0):
+            meta["commit_idx"] = write.commit_index
+        if write.checkpoint is not None:
+            self._write_rows(write.checkpoint.rows)
+            meta |= self._checkpoint_meta(write.checkpoint)
+        self._write_meta(meta)
+
+    def _insert(self, entry: Entry, commit_idx: int) -> None:
+        assert entry.index == self._last_index + 1, "entries are written without a gap"
+        chain = next_chain(self._chain, entry)
+        values = (entry.index, entry.term, entry.at_ms, entry.kind, entry.body, chain, commit_idx)
+        self._db.execute("INSERT INTO journal VALUES (?,?,?,?,?,?,?,?)", (*values, row_crc(values)))
+        self._chain = chain
+        self._last_index = entry.index
+        self._log_bytes += len(entry.body)
+
+    def _truncate(self, from_index: int) -> None:
+        commit = max(self._db.execute("SELECT max(commit_idx) FROM journal").fetchone()[0] or 0, self._meta.get("commit_idx", 0))
+        assert from_index > commit, f"entry {from_index} is committed and would be cut off"
+        self._db.execute("DELETE FROM journal WHERE idx >= ?", (from_index,))
+        row = self._db.execute("SELECT idx, chain FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
+        self._last_index, self._chain = row or (self._meta["base_idx"], self._meta["base_chain"])
+
+    def _write_meta(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?,?)", (key, value, row_crc((key, value))))
+        self._meta |= values
+
+    def _checkpoint_meta(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {
+            "applied_idx": checkpoint.applied_idx, "applied_term": checkpoint.applied_term,
+            "applied_at_ms": checkpoint.applied_at_ms, "applied_hash": checkpoint.applied_hash,
+            **{f"sum_{table}": total for table, total in self._sums.items()},
+        }
+
+    def _write_rows(self, rows: Rows) -> None:
+        for table, changes in rows.items():
+            for key, values in changes.items():
+                if len(key) < TABLES[table].key_columns:
+                    self._delete_queue_rows(table, key[0])
+                elif values is None:
+                    self._delete_row(table, key)
+                elif table == "bundles":
+                    self._put_bundle_row(key, values)
+                else:
+                    self._put_row(table, key, values)
+
+    def _put_row(self, table: str, key: Row, values: Row) -> None:
+        names = [*TABLES[table].columns]
+        fixed = [name for name in names if name not in BODY_COLUMNS]
+        row = (*key, *values)
+        crc = row_crc(row[: len(fixed)])
+        if table == "chunks":
+            self._pin(key, row)
+        self._db.execute(_upsert(table, tuple(names[: len(row)])), (*row, crc))
+        self._account(table, key, crc)
+
+    def _put_bundle_row(self, key: Row, values: Row) -> None:
+        """The part goes from the log's row to its own inside SQLite, never through this process's memory."""
+        parts, entry, offset, size, body_crc = values
+        crc = row_crc((*key, *values))
+        self._db.execute(
+            "INSERT OR REPLACE INTO bundles SELECT ?,?,?,?,?,?,?, substr(body, ?, ?), ? FROM journal WHERE idx = ?",
+            (*key, parts, entry, offset, size, body_crc, offset + 1, size, crc, entry),
+        )
+        self._account("bundles", key, crc)
+
+    def _delete_row(self, table: str, key: Row) -> None:
+        names = [*TABLES[table].columns][: len(key)]
+        self._db.execute(f"DELETE FROM {table} WHERE {' AND '.join(f'{name} = ?' for name in names)}", key)
+        self._account(table, key, None)
+
+    def _delete_queue_rows(self, table: str, queue: str) -> None:
+        column = next(iter(TABLES[table].columns))
+        for key in [key for key in self._crcs[table] if key[0] == queue]:
+            self._account(table, key, None)
+        self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (queue,))
+
+    def _pin(self, key: Row, row: Row) -> None:
+        entry = pinned_entry(row)
+        if entry:
+            self._pins[key] = entry
+        else:
+            self._pins.pop(key, None)
+
+    def _account(self, table: str, key: Row, crc: int | None) -> None:
+        if crc is None and table == "chunks":
+            self._pins.pop(key, None)
+        crcs = self._crcs[table]
+        total = self._sums[table] - crcs.pop(key, 0) + (crc or 0)
+        self._sums[table] = total & 0x7FFF_FFFF_FFFF_FFFF
+        if crc is not None:
+            crcs[key] = crc
+
+    # ---- reading
+
+    def read_bodies(self, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
+        """The `lengths` and `body` of a chunk whose bytes were dropped from memory, over a connection that only reads."""
+        if self._reader_db is None:
+            self._reader_db = _connect_read_only(self.path)
+        with _sqlite_errors(self.path):
+            return read_bodies(self._reader_db, self.path, queue, chunk)
+
+    def read_bundle(self, version: str, parts: list[BundlePart]) -> bytes:
+        """The zip of a version: each part from its row, or from the log while it has none."""
+        with _sqlite_errors(self.path):
+            return b"".join(self._read_part(version, number, part) for number, part in enumerate(parts))
+
+    def _read_part(self, version: str, number: int, part: BundlePart) -> bytes:
+        row = self._db.execute("SELECT body FROM bundles WHERE version = ? AND part = ?", (version, number)).fetchone()
+        if row is None:
+            row = self._db.execute("SELECT substr(body, ?, ?) FROM journal WHERE idx = ?",
+                                   (part.offset + 1, part.body_bytes, part.entry)).fetchone()
+        if row is None or crc32(row[0]) != part.body_crc:
+            raise corrupt(self.path, f"part {number} of bundle {version[:8]} is damaged", part.entry)
+        body: bytes = row[0]
+        return body
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        """The log's entries above `after`; they were checked when the journal was opened."""
+        with _sqlite_errors(self.path):
+            for row in self._db.execute("SELECT idx, term, at_ms, kind, body FROM journal WHERE idx > ? ORDER BY idx", (after,)):
+                yield Entry(*row)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The `meta` table: node id, cluster id and name among others."""
+        return dict(self._meta)
+
+    @property
+    def log_bytes(self) -> int:
+        """About how many bytes the log's entries hold."""
+        return self._log_bytes
+
+    # ---- keeping small
+
+    def compact(self, keep_from_index: int, bytes_max: int) -> tuple[bool, list[Filled]]:
+        """One slice of work towards a shorter log: whether there is more to do, and which chunks have their bytes in their rows now.
+
+        Entries up to the tables' `applied_idx`, below `keep_from_index`, go once no chunk's row names them. When the log is over
+        its limit, chunks that hold it back get their bytes copied to their own rows, about `bytes_max` a call. It looks at the
+        tables and never at the state, which may be ahead of them.
+        """
+        limit = min(self._meta["applied_idx"], keep_from_index - 1)
+        if limit <= self._meta["base_idx"]:
+            return False, []
+        filled: list[Filled] = []
+        held = min(self._pins.values(), default=limit + 1)
+        if held <= limit and self._log_bytes > config.LOG_BYTES_MAX:
+            filled = self._fill(bytes_max)
+            held = min(self._pins.values(), default=limit + 1)
+        more = self._delete_through(min(limit, held - 1), bytes_max)
+        return more or (held <= limit and self._log_bytes > config.LOG_BYTES_MAX), filled
+
+    def _fill(self, bytes_max: int) -> list[Filled]:
+        filled = []
+        done_bytes = 0
+        with _sqlite_errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            for key, _ in sorted(self._pins.items(), key=lambda pin: pin[1]):
+                crc, size = self._fill_row(key)
+                filled.append(Filled(*key, crc))
+                done_bytes += size
+                if done_bytes > bytes_max:
+                    break
+            self._write_meta({"sum_chunks": self._sums["chunks"]})
+            self._db.execute("COMMIT")
+        return filled
+
+    def _fill_row(self, key: Row) -> tuple[int, int]:
+        fixed = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
+        row = self._db.execute(f"SELECT {', '.join(fixed)} FROM chunks WHERE queue = ? AND first_id = ?", key).fetchone()
+        named = dict(zip(fixed, row, strict=True))
+        lengths, body = _log_bytes_of(self._db, self.path, key, named["count"], named["entry_idx"], named["entry_offset"],
+                                      named["body_bytes"])
+        crc = crc32(body, crc32(lengths))
+        self._put_row("chunks", key, (*row[2:-1], crc, lengths, body))
+        return crc, len(lengths) + len(body)
+
+    def _delete_through(self, target: int, bytes_max: int) -> bool:
+        base = self._meta["base_idx"]
+        if target <= base:
+            return False
+        with _sqlite_errors(self.path):
+            stop = base
+            size = 0
+            rows = self._db.execute("SELECT idx, length(body) FROM journal WHERE idx > ? AND idx <= ? ORDER BY idx", (base, target))
+            for index, length in rows:
+                stop, size = index, size + length
+                if size > 4 * bytes_max:
+                    break
+            if stop == base:
+                return False
+            term, at_ms, chain = self._db.execute("SELECT term, at_ms, chain FROM journal WHERE idx = ?", (stop,)).fetchone()
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM journal WHERE idx <= ?", (stop,))
+            self._write_meta({"base_idx": stop, "base_term": term, "base_at_ms": at_ms, "base_chain": chain})
+            self._db.execute("COMMIT")
+        self._log_bytes -= size
+        return stop < target
+
+    def checkpoint_wal(self) -> None:
+        """Copy the write-ahead log back into the file, as far as no reader needs it."""
+        with _sqlite_errors(self.path):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the write-ahead log's file."""
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Close in order: the file then says where it ends, and its write-ahead log is gone."""
+        if self._reader_db is not None:
+            self._reader_db.close()
+        with _sqlite_errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            self._write_meta({"clean_idx": self._last_index, "clean_chain": self._chain})
+            self._db.execute("COMMIT")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._db.close()
+        self._mark.close()
+
+    def abandon(self) -> None:
+        """Let go of the file as it is: after an error, and in tests of a crash."""
+        if self._reader_db is not None:
+            self._reader_db.close()
+        self._db.close()
+        self._mark.close()
+
+
+class JournalReader:
+    """Reads a whole journal over any connection, checks every row on the way, and gives the state that it stands for.
+
+    Raises `JournalCorrupt` at the first thing that is not as it was written.
+    """
+
+    def __init__(self, db: sqlite3.Connection, path: Path, body_memory_bytes_max: int = config.BODY_MEMORY_BYTES_MAX) -> None:
+        self._db = db
+        self._path = path
+        self.crcs: dict[str, dict[Row, int]] = {table: {} for table in TABLES}
+        self.sums: dict[str, int] = dict.fromkeys(TABLES, 0)
+        self.pins: dict[Row, int] = {}
+        db.execute("BEGIN")
+        try:
+            self.meta = self._read_meta()
+            self.state = State(body_memory_bytes_max)
+            self._load_tables()
+            self._read_log()
+        finally:
+            db.execute("COMMIT")
+
+    def _corrupt(self, what: str, index: int | None = None) -> JournalCorrupt:
+        return corrupt(self._path, what, index)
+
+    def _read_meta(self) -> dict[str, Any]:
+        meta = {}
+        for key, value, crc in self._db.execute("SELECT key, value, crc FROM meta"):
+            if row_crc((key, value)) != crc:
+                raise self._corrupt(f"meta row {key!r} is damaged")
+            meta[key] = value
+        for key in ("format", "base_idx", "base_term", "base_at_ms", "base_chain", "applied_idx"):
+            if key not in meta:
+                raise self._corrupt(f"meta row {key!r} is missing")
+        return meta
+
+    def _load_tables(self) -> None:
+        for table, spec in TABLES.items():
+            names = [name for name in spec.columns if name not in BODY_COLUMNS]
+            self.state.load(table, self._rows(table, names, spec.key_columns))
+            if self.sums[table] != self.meta.get(f"sum_{table}", 0):
+                raise self._corrupt(f"table {table} does not add up: a row is missing or too many")
+        applied_idx = self.meta["applied_idx"]
+        self.state.loaded(applied_idx, self.meta.get("applied_term", 0), self.meta.get("applied_at_ms", 0),
+                          self.meta.get("applied_hash", bytes(16)))
+
+    def _rows(self, table: str, names: list[str], key_columns: int) -> Iterator[Row]:
+        order = ", ".join(names[:key_columns])
+        for row in self._db.execute(f"SELECT {', '.join(names)}, crc FROM {table} ORDER BY {order}"):
+            values, crc = row[:-1], row[-1]
+            if row_crc(values) != crc:
+                raise self._corrupt(f"table {table}, row {values[:key_columns]} is damaged")
+            self.crcs[table][values[:key_columns]] = crc
+            if table == "chunks" and (entry := pinned_entry(values)):
+                self.pins[values[:key_columns]] = entry
+            self.sums[table] = (self.sums[table] + crc) & 0x7FFF_FFFF_FFFF_FFFF
+            yield values
+
+    def _read_log(self) -> None:
+        self.chain, index = self.meta["base_chain"], self.meta["base_idx"]
+        self.log_bytes = 0
+        commit = max(self.meta.get("commit_idx", 0), self._last_commit_idx(), self.meta["applied_idx"])
+        for entry in self.entries(index):
+            self.log_bytes += len(entry.body)
+            index = entry.index
+            if self.state.applied_idx < index <= commit:
+                apply_entry(self.state, entry)
+        self.last_index = index
+        clean = self.meta.get("clean_idx")
+        if clean is not None and (clean, self.meta["clean_chain"]) != (index, self.chain):
+            raise self._corrupt(f"the journal was closed at entry {clean} and ends at {index}", index + 1)
+        if self.state.applied_idx > index:
+            raise self._corrupt(f"the tables stand at entry {self.state.applied_idx} and the log ends at {index}", index + 1)
+        self.commit_index = min(commit, index)
+
+    def _last_commit_idx(self) -> int:
+        row = self._db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
+        return row[0] if row and isinstance(row[0], int) else 0
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        """The log's entries above `after`, each checked against its CRC and the chain."""
+        rows = self._db.execute("SELECT idx, term, at_ms, kind, body, chain, commit_idx, crc FROM journal WHERE idx > ? ORDER BY idx",
+                                (after,))
+        expected = after + 1
+        while True:
+            try:
+                row = rows.fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._corrupt(f"the log cannot be read at entry {expected}: {error}", expected) from error
+            if row is None:
+                return
+            if row[0] != expected:
+                raise self._corrupt(f"entry {expected} is missing", expected)
+            if row_crc(row[:7]) != row[7]:
+                raise self._corrupt(f"entry {expected} is damaged", expected)
+            entry = Entry(*row[:5])
+            self.chain = next_chain(self.chain, entry)
+            if self.chain != row[5]:
+                raise self._corrupt(f"the chain breaks at entry {expected}", expected)
+            yield entry
+            expected += 1
+
+    @property
+    def recovered(self) -> Recovered:
+        meta = self.meta
+        return Recovered(HardState(meta.get("term", 0), meta.get("voted_for")), meta["base_idx"], meta["base_term"],
+                         meta["base_at_ms"], self.last_index, self.commit_index, self.state)
+
+
+def apply_entry(state: State, entry: Entry) -> None:
+    """Apply an entry whose outcome nobody waits for."""
+    if entry.kind == COMMANDS:
+        state.apply(entry.index, entry.term, entry.at_ms, entry.body)
+    else:
+        state.skip(entry.index, entry.term, entry.at_ms)
+
+
+def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader:
+    """The journal at `path` as it is now, of a running node too, over a connection that cannot write.
+
+    Raises `JournalCorrupt`, `JournalError`. The connection is closed: the reader holds what was read.
+    """
+    scan_for_damage(path)
+    db = _connect_read_only(path)
+    try:
+        with _sqlite_errors(path):
+            _check_format(db, path)
+            reader = JournalReader(db, path)
+    finally:
+        db.close()
+    mark = read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
+    if mark is not None and mark[0] > reader.last_index:
+        raise behind_mark(path, mark[0], reader.last_index)
+    return reader
+
+
+def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"journal {path} is damaged: {what}; the file is kept as it is: look with scripts/journal_check.py, then restore a backup "
+        "or start with a new --home", index)
+
+
+def behind_mark(path: Path, marked: int, last_index: int) -> JournalCorrupt:
+    return corrupt(path, f"it ends at entry {last_index} and had committed {marked}", last_index + 1)
+
+
+def _compare_with_mark(path: Path, mark: Mark, reader: JournalReader) -> None:
+    if mark.last_index > reader.last_index:
+        raise behind_mark(path, mark.last_index, reader.last_index)
+
+
+def scan_for_damage(path: Path) -> None:
+    """Look for committed work that SQLite would not see. Raises `JournalCorrupt`."""
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists():
+        report = scan_wal(wal)
+        if report.damaged:
+            raise corrupt(path, report.damaged)
+
+
+def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
+    """The bytes of a chunk, out of its own row or of the log's entry that it came with."""
+    if chunk.body_crc is not None:
+        row = db.execute("SELECT lengths, body FROM chunks WHERE queue = ? AND first_id = ?", (queue, chunk.first)).fetchone()
+        if row is None or row[0] is None or crc32(row[1], crc32(row[0])) != chunk.body_crc:
+            raise corrupt(path, f"the bytes of {queue} {chunk.first} are damaged")
+        return row
+    return _log_bytes_of(db, path, (queue, chunk.first), chunk.count, chunk.entry, chunk.offset, chunk.body_bytes)
+
+
+def _log_bytes_of(db: sqlite3.Connection, path: Path, key: Row, count: int, entry: int, offset: int, body_bytes: int,
+                  ) -> tuple[bytes, bytes]:
+    size = 4 * count + body_bytes
+    row = db.execute("SELECT substr(body, ?, ?) FROM journal WHERE idx = ?", (offset + 1, size, entry)).fetchone()
+    if row is None or len(row[0]) != size:
+        raise corrupt(path, f"the bytes of chunk {key} are not in entry {entry}", entry)
+    return row[0][: 4 * count], row[0][4 * count :]
+
+
+def _upsert(table: str, names: tuple[str, ...]) -> str:
+    columns = (*names, "crc")
+    keys = names[: TABLES[table].key_columns]
+    rest = [name for name in columns if name not in keys]
+    return (f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in rest)}")
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    with _sqlite_errors(path):
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+
+
+def _set_up(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("PRAGMA busy_timeout = 5000")
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise JournalError(f"{path} cannot use a write-ahead log here ({mode}): choose a --home on a local disk")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA fullfsync = ON")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute(f"PRAGMA cache_size = -{config.SQLITE_CACHE_BYTES // 1024}")
+    db.execute("PRAGMA temp_store = MEMORY")
+    _check_format(db, path)
+
+
+def _check_format(db: sqlite3.Connection, path: Path) -> None:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        return
+    if "meta" not in tables:
+        raise JournalError(f"{path} is an SQLite file and not a journal of p2pcluster: choose another --home")
+    row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    found = row[0] if row else None
+    if not isinstance(found, int):
+        raise corrupt(path, "it does not say its format")
+    if found > FORMAT:
+        raise JournalError(f"{path} has format {found} and this version reads up to {FORMAT}: update p2pcluster on this machine")
+    while found < FORMAT:
+        MIGRATIONS[found](db)
+        found += 1
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+        return
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID")
+    db.execute("CREATE TABLE journal (idx INTEGER PRIMARY KEY, term INTEGER, at_ms INTEGER, kind INTEGER, body BLOB, chain BLOB, "
+               "commit_idx INTEGER, crc INTEGER)")
+    for table, spec in TABLES.items():
+        columns = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name not in BODY_COLUMNS)
+        bodies = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name in BODY_COLUMNS)
+        keys = ", ".join([*spec.columns][: spec.key_columns])
+        parts = [part for part in (columns, bodies, "crc INTEGER", f"PRIMARY KEY ({keys})") if part]
+        db.execute(f"CREATE TABLE {table} ({', '.join(parts)})" + ("" if bodies else " WITHOUT ROWID"))
+    for key, value in (("format", FORMAT), ("base_idx", 0), ("base_term", 0), ("base_at_ms", 0), ("base_chain", _CHAIN_ZERO),
+                       ("applied_idx", 0)):
+        db.execute("INSERT INTO meta VALUES (?,?,?)", (key, value, row_crc((key, value))))
+    db.execute("COMMIT")
+
+
+@contextmanager
+def _sqlite_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours. The outcome of a write that failed is unknown: the journal must be opened again to learn it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _as_journal_error(path, error) from error
+
+
+def _as_journal_error(path: Path, error: sqlite3.Error) -> JournalError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name == "SQLITE_FULL":
+        return JournalError(f"the disk of {path.parent} is full: free some space and start again; nothing acknowledged is lost")
+    if name.startswith("SQLITE_NOTADB"):
+        return JournalError(f"{path} is not an SQLite file: move it away, or choose another --home")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_FORMAT")):
+        return corrupt(path, str(error))
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return JournalError(f"{path} cannot be opened for writing ({error}): check who owns it, or choose another --home")
+    if name.startswith("SQLITE_IOERR"):
+        return JournalError(f"the disk of {path.parent} failed ({error}, {name}): check the disk, then start again")
+    return JournalError(f"{path}: {error} ({name or 'SQLite'}); start again, and if it stays look with scripts/journal_check.py")
+
+

@@ -1,0 +1,711 @@
+"""Inside a stage process: import the project, run one stage over the items that the node hands in, report.
+
+This is the only code of the package that unpickles an item or runs a line of the user's. Decided here: in which order things are
+reported, and when. What a report means is `core.executor`'s affair.
+
+Two threads: the main one runs user code, the other reads the socket, so that a node that died, or asks for work back, is noticed
+while a function runs. Before an item runs, its id goes to a mapped file, which outlives this process: whoever finds the process
+dead reads there which item it died with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import mmap
+import os
+import pickle
+import pickletools
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from p2pcluster import config
+from p2pcluster.core import context as contexts
+from p2pcluster.core.codec import Buffer, FrameReader, Message, decode, encode, frame
+from p2pcluster.core.commands import lengths_blob, lengths_of
+from p2pcluster.core.graph import Pipeline
+from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
+from p2pcluster.errors import ClusterError, ProjectError, ValueRefused
+
+POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
+REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
+_SPECIAL = (type(DROP), To, At)
+
+
+# ---- the socket
+
+
+class Channel:
+    """The socket to the node. Sending is for any thread; `listen` runs in one of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self._reader = FrameReader(config.FRAME_BYTES_MAX)
+
+    def send(self, message: Message) -> None:
+        parts = frame(encode(message))
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        with self._lock:
+            self._sock.sendall(data)
+
+    def receive(self) -> list[Message]:
+        """The next messages; an empty list at the end of the stream."""
+        while True:
+            data = self._sock.recv(1 << 20)
+            if not data:
+                return []
+            payloads = self._reader.feed(data)
+            if payloads:
+                return [decode(payload) for payload in payloads]
+
+
+# ---- values
+
+
+def _encode_pickle(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value, 5)
+    except Exception as error:
+        raise ValueRefused(f"a value of type {type(value).__name__} cannot be pickled ({error}): emit plain data") from error
+
+
+def _encode_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueRefused(f"a value of type {type(value).__name__} is not JSON ({error}), which its queue's codec asks for") from error
+
+
+ENCODERS: dict[str, Callable[[Any], bytes]] = {"pickle": _encode_pickle, "json": _encode_json}
+DECODERS: dict[str, Callable[[bytes], Any]] = {"pickle": pickle.loads, "json": json.loads}
+
+
+def check_value(body: bytes) -> None:
+    """Refuse what cannot be put: too many bytes, or a class that only this program's main module has."""
+    if len(body) > config.VALUE_BYTES_MAX:
+        raise ValueRefused(
+            f"a value of {len(body):,} bytes is over the limit of {config.VALUE_BYTES_MAX >> 20} MiB: put the data in a file and emit its path"
+        )
+    if b"__main__" in body and _names_main(body):
+        raise ValueRefused(
+            "a value's class lives in __main__, where no other process finds it: move the class to a module that the project imports"
+        )
+
+
+def _names_main(body: bytes) -> bool:
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(body):
+            if opcode.name == "GLOBAL" and str(argument).startswith("__main__ "):
+                return True
+            if opcode.name == "STACK_GLOBAL" and "__main__" in strings[-4:]:
+                return True
+            if isinstance(argument, str):
+                strings.append(argument)
+            elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
+                continue
+            elif "GET" in opcode.name:
+                strings.append("__main__")  # a name said before: it may be this one
+    except ValueError:
+        return False
+    return False
+
+
+def error_of(error: BaseException) -> dict[str, Any]:
+    """An exception as text: nothing of the user's is unpickled by whoever reads it."""
+    try:
+        said = str(error)
+    except Exception:  # the user's __str__ may do anything; the type is still worth telling
+        said = "(its text cannot be made)"
+    name = type(error).__name__
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:
+        trace = None
+    return {"type": name, "text": (f"{name}: {said}" if said else name)[:2000], "traceback": trace and trace[-20_000:]}
+
+
+# ---- a stage's function over items
+
+
+class Work:
+    """A piece of work as the node sent it. `at` is the item that runs; nothing from `limit` on begins. See `Recalls`."""
+
+    __slots__ = ("at", "closed", "count", "deliveries", "ids", "keys", "limit", "number", "runs", "slices")
+
+    def __init__(self, message: Message) -> None:
+        fields = message.fields
+        self.number = fields["work"]
+        self.slices = [(message.blobs[2 * n], message.blobs[2 * n + 1]) for n in range(len(fields["slices"]))]
+        self.ids: list[int] = []
+        self.keys: list[str | None] | None = None
+        self.runs = fields["slices"][0][2]
+        for lo, hi, _, keys in fields["slices"]:
+            if keys is not None and self.keys is None:
+                self.keys = [None] * len(self.ids)
+            if self.keys is not None:
+                self.keys += keys if keys is not None else [None] * (hi - lo)
+            self.ids += range(lo, hi)
+        self.deliveries: dict[str, int] = fields["deliveries"]
+        self.count = self.limit = len(self.ids)
+        self.at = -1
+        self.closed = False
+
+    def bodies(self) -> list[bytes]:
+        """Each item's bytes."""
+        found: list[bytes] = []
+        for lengths, body in self.slices:
+            data = bytes(body)
+            start = 0
+            for size in lengths_of(lengths):
+                found.append(data[start : start + size])
+                start += size
+        return found
+
+
+class Recalls:
+    """Giving back what has not begun, while it runs: the reader lowers `limit`, the runner announces `at` before it looks at it.
+
+    Each writes its own and then reads the other's, so one of them sees the other (Dekker's idea, under one lock for the rare
+    case that both meet).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def may_run(self, work: Work, at: int) -> bool:
+        """For the runner, once it sees `at >= limit`: whether the item runs all the same."""
+        with self._lock:
+            if at < work.limit:
+                return True
+            work.closed = True
+            return False
+
+    def recall(self, work: Work) -> int:
+        """For the reader: how many items of the work stay with the runner."""
+        with self._lock:
+            if work.closed:
+                return work.limit
+            while True:
+                kept = min(work.at + 1, work.count)
+                work.limit = kept
+                if min(work.at + 1, work.count) == kept:
+                    return kept
+
+
+class StageRunner:
+    """Runs one stage: work in, reports out. The function is any callable of one value."""
+
+    def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]], function: Callable[[Any], Any], is_generator: bool,
+                 context: contexts.Context, position: memoryview, send: Callable[[Message], None]) -> None:
+        self._function = function
+        self._is_generator = is_generator
+        self._context = context
+        self._position = position
+        self._send = send
+        self._decode = DECODERS[queues[stage["reads"]]["codec"]]
+        self._ports = _Ports(stage, queues)
+        self._lock = threading.Lock()
+        self._results: list[Any] = []
+        self._work: Work | None = None
+        self._since_ns = 0
+        self.recalls = Recalls()
+
+    def run(self, work: Work) -> None:
+        """Every item of `work`, in order, up to where it was recalled."""
+        context, position, results = self._context, self._position, self._results
+        decode_value, call, emitted = self._decode, self._function, self._emitted
+        context.run = work.runs
+        position[0] = work.number
+        self._work, self._since_ns = work, time.monotonic_ns()
+        ids, keys, deliveries = work.ids, work.keys, work.deliveries
+        for at, body in enumerate(work.bodies()):
+            work.at = at
+            if at >= work.limit and not self.recalls.may_run(work, at):
+                break
+            position[1] = context.item_id = ids[at]
+            if keys is not None:
+                context.put_key = keys[at]
+            if deliveries:
+                context.delivery = 1 + deliveries.get(str(ids[at]), 0)
+            try:
+                results.append(emitted(call(decode_value(body))))
+            except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
+                self.report()
+                self._report_failure(work, error)
+            if time.monotonic_ns() - self._since_ns > REPORT_INTERVAL_NS:
+                self.report()
+        position[1] = 0
+        context.put_key, context.delivery = None, 1
+        self.report()
+
+    def _emitted(self, returned: Any) -> Any:
+        """What a call emits: the bytes of one value for the first port, or a list of (port, bytes)."""
+        if self._is_generator:
+            return [self._ports.encode(value) for value in returned if value is not DROP]
+        if type(returned) in _SPECIAL:
+            return [] if returned is DROP else [self._ports.encode(returned)]
+        return self._ports.encode_plain(returned)
+
+    def report(self) -> None:
+        """Tell the node what is finished so far. For any thread."""
+        with self._lock:
+            count = len(self._results)
+            if not count or self._work is None:
+                return
+            results = self._results[:count]
+            del self._results[:count]
+            now_ns = time.monotonic_ns()
+            elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
+            ports, blobs = self._ports.pack(results)
+            self._send(Message("done", {"work": self._work.number, "count": count, "elapsed_us": elapsed_us, "ports": ports}, tuple(blobs)))
+
+    def _report_failure(self, work: Work, error: BaseException) -> None:
+        now_ns = time.monotonic_ns()
+        elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
+        self._send(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))
+
+
+class _Ports:
+    """Where values leave, and how they become bytes."""
+
+    def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]]) -> None:
+        self.labels = {port["label"]: number for number, port in enumerate(stage["ports"])}
+        self._name = stage["name"]
+        self._encoders = [ENCODERS[queues[port["queues"][0]]["codec"]] for port in stage["ports"]]
+        self._encode_first = self._encoders[0] if self._encoders else None
+
+    def encode_plain(self, value: Any) -> bytes:
+        """A value for the first port; b"" where there is none (a sink)."""
+        if self._encode_first is None:
+            return b""
+        body = self._encode_first(value)
+        if len(body) > config.VALUE_BYTES_MAX or b"__main__" in body:
+            check_value(body)
+        return body
+
+    def encode(self, value: Any) -> tuple[int, bytes]:
+        """A value and the number of the port that it takes."""
+        port = 0
+        if isinstance(value, To):
+            found = self.labels.get(value.label)
+            if found is None:
+                raise ValueRefused(f"stage {self._name!r} has no route {value.label!r}; it has {', '.join(map(repr, self.labels))}")
+            port, value = found, value.value
+        if not self._encoders:
+            return 0, b""
+        body = self._encoders[port](value)
+        check_value(body)
+        return port, body
+
+    def pack(self, results: list[Any]) -> tuple[list[dict[str, Any]], list[Buffer]]:
+        """The ports and blobs of a report: one entry of `results` for each input."""
+        if not self._encoders:
+            return [], []
+        if all(type(result) is bytes for result in results):
+            return [{"port": 0}], [lengths_blob(map(len, results)), b"".join(results)]
+        ports: list[dict[str, Any]] = []
+        blobs: list[Buffer] = []
+        spread = [[(0, r)] if type(r) is bytes else r for r in results]
+        for port in range(len(self._encoders)):
+            bodies = [[body for number, body in result if number == port] for result in spread]
+            counts = array("I", map(len, bodies))
+            if any(counts):
+                flat = [body for group in bodies for body in group]
+                ports.append({"port": port, "counts": True})
+                blobs += [lengths_blob(map(len, flat)), b"".join(flat), lengths_blob(counts)]
+        return ports, blobs
+
+
+# ---- a source
+
+
+class SourceRunner:
+    """Runs one shard of a source: calls or iterates the user's function and puts what it emits, in numbered batches."""
+
+    def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]], make: Callable[[dict[str, Any]], Any],
+                 is_generator: bool, send: Callable[[Message], None]) -> None:
+        self._stage = stage
+        self._make = make
+        self._is_generator = is_generator
+        self._send = send
+        self._ports = _Ports(stage, queues)
+        sizes = [queues[name]["maxsize"] for port in stage["ports"] for name in port["queues"]]
+        self._batch_max = max(1, min([config.WORK_ITEMS_MAX, *[size // 8 for size in sizes if size is not None]]))
+        self._lock = threading.Condition()
+        self._buffer: list[tuple[int, bytes]] = []
+        self._buffer_bytes = 0
+        self._cursor: bytes | None = None
+        self._count = 0
+        self._hash = sha256()
+        self._seq = self._acked = 0
+        self._stop = False
+        self._flushed_ns = 0
+        self._armed = threading.Event()
+
+    def on_ack(self, seq: int) -> None:
+        with self._lock:
+            self._acked = max(self._acked, seq)
+            self._lock.notify_all()
+
+    def on_stop(self) -> None:
+        with self._lock:
+            self._stop = True
+            self._lock.notify_all()
+
+    def run(self, begin: Message) -> None:
+        """To the source's end. Raises what the user's code raises, after what it emitted before was put."""
+        fields = begin.fields
+        self._seq = self._acked = fields["seq"]
+        self._count = fields["count"]
+        threading.Thread(target=self._flush_late, daemon=True).start()
+        arguments: dict[str, Any] = {}
+        if self._stage["resumable"]:
+            arguments["cursor"] = pickle.loads(begin.blobs[0]) if begin.blobs else None
+        if self._stage["sharded"]:
+            arguments |= {"shard": fields["shard"], "shards": int(self._stage["processes"])}
+        try:
+            ended = self._emit_all(arguments, fields["count"], fields["hash"])
+        except BaseException:
+            with self._lock:
+                self._flush(wait=True)
+            raise
+        with self._lock:
+            self._flush(wait=True)
+            if ended and not self._stop:
+                self._put([], finished=True)
+            while not self._stop:
+                self._lock.wait()
+
+    def _emit_all(self, arguments: dict[str, Any], count: int, digest: str) -> bool:
+        """Whether the source ended by itself."""
+        values = self._values(arguments)
+        if self._is_generator and not self._stage["resumable"] and count:
+            found = self._skip(values, count)
+            if found is None:
+                self._send(Message("shorter", {}))
+                return False
+            if found != digest:
+                self._send(Message("changed", {}))
+                self._count, self._hash = 0, sha256()
+                values = self._values(arguments)
+        for value in values:
+            self._emit(value)
+            if self._stop:
+                return False
+        return True
+
+    def _values(self, arguments: dict[str, Any]) -> Iterator[Any]:
+        if self._is_generator:
+            return iter(self._make(arguments))
+        return _calls(lambda: self._make(arguments))
+
+    def _skip(self, values: Iterator[Any], count: int) -> str | None:
+        """Pass over what was put before; its hash, or None when there is less than that."""
+        left = count
+        while left:
+            value = next(values, _calls)
+            if value is _calls:
+                return None
+            if value is not DROP:
+                self._hash.update(self._ports.encode(value)[1])
+                left -= 1
+        return self._hash.hexdigest()
+
+    def _emit(self, value: Any) -> None:
+        cursor: bytes | None = None
+        if isinstance(value, At):
+            value, cursor = value.value, _encode_pickle(value.cursor)
+        elif self._stage["resumable"]:
+            raise ValueRefused(f"source {self._stage['name']!r} takes a cursor and yielded a value without one: yield At(value, cursor)")
+        encoded = None if value is DROP else self._ports.encode(value)
+        if cursor is None and encoded is None:
+            return
+        with self._lock:
+            if encoded is not None:
+                self._buffer.append(encoded)
+                self._buffer_bytes += len(encoded[1])
+            self._cursor = cursor if cursor is not None else self._cursor
+            now_ns = time.monotonic_ns()
+            full = len(self._buffer) >= self._batch_max or self._buffer_bytes >= config.WORK_BYTES_MAX
+            if full or now_ns - self._flushed_ns > 1e9 * config.SOURCE_FLUSH_S:
+                self._flushed_ns = now_ns
+                self._flush(wait=full)
+        if not self._armed.is_set():
+            self._armed.set()
+
+    def _flush(self, wait: bool) -> None:
+        """Put what has come together. With all batches in flight it goes on growing, or waits when it must."""
+        while self._seq - self._acked >= config.SOURCE_BATCHES_IN_FLIGHT and not self._stop:
+            if not wait:
+                return
+            self._lock.wait()
+        if (self._buffer or self._cursor is not None) and not self._stop:
+            buffer, self._buffer, self._buffer_bytes = self._buffer, [], 0
+            self._put(buffer, finished=False)
+
+    def _put(self, buffer: list[tuple[int, bytes]], finished: bool) -> None:
+        self._seq += 1
+        ports: list[dict[str, Any]] = []
+        blobs: list[Buffer] = []
+        for port in range(len(self._stage["ports"])):
+            bodies = [body for number, body in buffer if number == port]
+            if bodies:
+                ports.append({"port": port})
+                blobs += [lengths_blob(map(len, bodies)), b"".join(bodies)]
+        source: dict[str, Any] = {"finished": finished}
+        if self._is_generator and not self._stage["resumable"]:
+            self._count += len(buffer)
+            self._hash.update(b"".join(body for _, body in buffer))
+            source |= {"count": self._count, "hash": self._hash.hexdigest()}
+        if self._cursor is not None:
+            source["cursor"] = True
+            blobs.append(self._cursor)
+            self._cursor = None
+        self._send(Message("put", {"seq": self._seq, "ports": ports, "source": source}, tuple(blobs)))
+
+    def _flush_late(self) -> None:
+        """Put what stays behind when the source is silent after a burst."""
+        while not self._stop:
+            self._armed.wait()
+            self._armed.clear()
+            time.sleep(config.SOURCE_FLUSH_S)
+            with self._lock:
+                self._flush(wait=False)
+                waiting = bool(self._buffer)
+                if waiting:
+                    self._lock.wait(config.SOURCE_FLUSH_S)
+            if waiting:
+                self._armed.set()
+
+
+def _calls(function: Callable[[], Any]) -> Iterator[Any]:
+    while True:
+        try:
+            value = function()
+        except StopIteration:
+            return
+        yield value
+
+
+# ---- the process
+
+
+class StageProcess:
+    """One process from its first message to its end."""
+
+    def __init__(self, channel: Channel, position: memoryview) -> None:
+        self._channel = channel
+        self._position = position
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._works: dict[int, Work] = {}
+        self._runner: StageRunner | None = None
+        self._source: SourceRunner | None = None
+
+    def run(self) -> int:
+        """The exit code."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        setup = self._inbox.get()
+        try:
+            return self._run_role(setup.fields)
+        except BaseException as error:  # the user's module, class or source may raise anything: it travels as text
+            if not isinstance(error, ClusterError):
+                traceback.print_exc()
+            self._channel.send(Message("error", {"error": error_of(error)}))
+            return 1
+
+    def _listen(self) -> None:
+        while messages := self._messages():
+            for message in messages:
+                self._on_message(message)
+        os._exit(1)  # the node is gone: nothing that runs here may go on beside its successor
+
+    def _messages(self) -> list[Message]:
+        try:
+            return self._channel.receive()
+        except OSError:
+            return []
+
+    def _on_message(self, message: Message) -> None:
+        if message.kind == "work":
+            work = Work(message)
+            self._works[work.number] = work
+            self._inbox.put(message)
+        elif message.kind == "recall":
+            self._on_recall(message.fields["work"])
+        elif message.kind == "ack" and self._source is not None:
+            self._source.on_ack(message.fields["seq"])
+        else:
+            if message.kind == "stop" and self._source is not None:
+                self._source.on_stop()
+            self._inbox.put(message)
+
+    def _on_recall(self, number: int) -> None:
+        work = self._works.get(number)
+        if work is None or self._runner is None:
+            return
+        kept = self._runner.recalls.recall(work)
+        self._channel.send(Message("returned", {"work": number, "kept": kept}))
+        self._runner.report()
+
+    def _run_role(self, setup: dict[str, Any]) -> int:
+        pipeline = load_pipeline(setup["folder"], setup["project"])
+        context = contexts.Context(
+            run=setup["run"], queue=None, stage=setup["stage"], node=setup["node"], params=setup["params"],
+            out_dir=Path(setup["out_dir"]), log=logging.getLogger(setup["stage"]), on_progress=self._on_progress,
+        )
+        if setup["role"] == "on_done":
+            return self._run_on_done(pipeline, context)
+        manifest = pipeline.manifest()
+        record = next(entry for entry in manifest["stages"] if entry["name"] == setup["stage"])
+        queues = {entry["name"]: entry for entry in manifest["queues"]}
+        stage = pipeline.stages[setup["stage"]]
+        context.queue = stage.name if record["reads"] is None else record["reads"]
+        context.queue = f"{pipeline.name}/{context.queue}"
+        with contexts.active(context), _callable_of(stage) as function:
+            if record["kind"] == "source":
+                return self._run_source(record, queues, stage, function)
+            return self._run_stage(record, queues, stage, function, context)
+
+    def _run_stage(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any],
+                   function: Callable[..., Any], context: contexts.Context) -> int:
+        self._runner = StageRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send)
+        self._channel.send(Message("ready", {}))
+        while (message := self._inbox.get()).kind != "stop":
+            number = message.fields["work"]
+            self._runner.run(self._works[number])
+            del self._works[number]
+        return 0
+
+    def _run_source(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any],
+                    function: Callable[..., Any]) -> int:
+        self._source = SourceRunner(record, queues, lambda arguments: function(**arguments), stage.is_generator, self._channel.send)
+        self._channel.send(Message("ready", {}))
+        message = self._inbox.get()
+        if message.kind != "stop":
+            self._source.run(message)
+        return 0
+
+    def _run_on_done(self, pipeline: Pipeline, context: contexts.Context) -> int:
+        self._channel.send(Message("ready", {}))
+        with contexts.active(context):
+            assert pipeline.on_done is not None, "the manifest says that there is an on_done"
+            pipeline.on_done()
+        sys.stdout.flush()
+        self._channel.send(Message("finished", {}))
+        return 0
+
+    def _on_progress(self, fraction: float, text: str) -> None:
+        self._channel.send(Message("progress", {"fraction": fraction, "text": text, "total": None}))
+
+
+@contextlib.contextmanager
+def _callable_of(stage: Stage[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The stage's function ready to be called with values; a class is made and entered once, and left at the end."""
+    if needs_loop(stage):
+        import asyncio
+
+        with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+            function: Any = stage.function
+            if stage.shape == "class":
+                manager = entered_async(stage.function())
+                function = runner.run(manager.__aenter__())
+                stack.callback(lambda: runner.run(manager.__aexit__(None, None, None)))
+            yield _in_loop(runner, function, stage.is_generator)
+    elif stage.shape == "class":
+        with entered(stage.function()) as made:
+            yield made
+    else:
+        yield stage.function
+
+
+def _in_loop(runner: Any, function: Callable[..., Any], is_generator: bool) -> Callable[..., Any]:
+    async def collected(*args: Any, **kwargs: Any) -> list[Any]:
+        return [value async for value in function(*args, **kwargs)]
+
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        returned = function(*args, **kwargs)
+        return await returned if hasattr(returned, "__await__") else returned
+
+    chosen = collected if is_generator else awaited
+    return lambda *args, **kwargs: runner.run(chosen(*args, **kwargs))
+
+
+def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
+    """Import the project's module from `folder` and find its pipeline. Raises `ProjectError`, or what the module raises."""
+    for path in reversed(project["import_paths"]):
+        sys.path.insert(0, os.path.normpath(os.path.join(folder, path)))
+    module = importlib.import_module(project["module"])
+    if project["variable"] is not None:
+        found = getattr(module, project["variable"], None)
+        if not isinstance(found, Pipeline):
+            raise ProjectError(f"{project['module']} has no Pipeline called {project['variable']}: name the variable that holds one")
+        return found
+    pipelines = {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
+    distinct = {id(value): name for name, value in pipelines.items()}
+    if not distinct:
+        raise ProjectError(f"{project['module']}.py has no Pipeline: assign one to a variable, as in pipeline = Pipeline(...)")
+    if len(distinct) > 1:
+        names = ", ".join(sorted(distinct.values()))
+        raise ProjectError(f"{project['module']}.py has {len(distinct)} pipelines ({names}): say which one, {project['module']}.py:NAME")
+    return next(iter(pipelines.values()))
+
+
+NOT_YET = {"batch": None, "rate": None, "every_s": None, "max_items": None, "concurrency": 1}
+
+
+def _print_manifest(folder: str, project: dict[str, Any]) -> int:
+    """The child that tells a node what a project holds: one JSON line on the real standard output, whatever the module prints."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        manifest = load_pipeline(folder, project).manifest()
+        for stage in manifest["stages"]:
+            for option, default in NOT_YET.items():
+                if stage[option] != default:
+                    raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet")
+        answer = {"manifest": manifest}
+    except ClusterError as error:
+        answer = {"error": str(error), "traceback": None}
+    except SyntaxError as error:
+        where = f"{os.path.basename(error.filename or '?')}, line {error.lineno}"
+        answer = {"error": f"{where}: {error.msg}", "traceback": traceback.format_exc()}
+    except BaseException as error:  # the module may raise anything, SystemExit too: it is the answer
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
+        where = f" ({os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno})" if frames else ""
+        answer = {"error": f"importing {project['module']} raised {error_of(error)['text']}{where}", "traceback": traceback.format_exc()}
+    out.write(json.dumps(answer) + "\n")
+    out.close()
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """`manifest FOLDER PROJECT_JSON`, or `stage FD POSITION_FILE`."""
+    if argv[0] == "manifest":
+        return _print_manifest(argv[1], json.loads(argv[2]))
+    for ignored in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+        if ignored is not None:
+            signal.signal(ignored, signal.SIG_IGN)  # the node decides what a signal to the terminal's group means
+    if hasattr(os, "nice"):
+        os.nice(5)  # the node goes first: when it waits, all its processes wait
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with open(argv[2], "r+b") as file:
+        mapped = mmap.mmap(file.fileno(), POSITION_BYTES)
+    sock = socket.socket(fileno=int(argv[1]))
+    code = StageProcess(Channel(sock), memoryview(mapped).cast("Q")).run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of the user's may not keep a process that has been told to stop
