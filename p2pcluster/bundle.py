@@ -11,6 +11,7 @@ and refuses every other zip; one table of rules about names serves both, so what
 
 from __future__ import annotations
 
+import copy
 import errno
 import fnmatch
 import hashlib
@@ -22,6 +23,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import tomllib
@@ -236,7 +238,7 @@ class _Tree:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._real_folders: dict[str, str] = {}
+        self._real_paths: dict[str, str] = {}
 
     def files(self, names: Iterable[str]) -> list[_File]:
         """The regular files behind the names, sorted; deleted ones, sockets, fifos and devices are left out."""
@@ -281,13 +283,14 @@ class _Tree:
             raise _unreadable(name, error) from error
 
     def _real(self, path: str) -> str:
-        """`os.path.realpath`, asked once per folder: for a large tree that is most of the cost."""
-        if os.path.islink(path):
-            return os.path.realpath(path)
-        folder, base = os.path.split(path)
-        if folder not in self._real_folders:
-            self._real_folders[folder] = os.path.realpath(folder)
-        return os.path.join(self._real_folders[folder], base)
+        """`os.path.realpath`, which asks the disk about each folder once: for a large tree that is most of the cost."""
+        if path == self._root:
+            return path
+        if path not in self._real_paths:
+            folder, base = os.path.split(path)
+            here = os.path.join(self._real(folder), base)
+            self._real_paths[path] = os.path.realpath(here) if os.path.islink(here) else here
+        return self._real_paths[path]
 
     def _inside(self, real: str) -> bool:
         return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)
@@ -296,9 +299,9 @@ class _Tree:
         path = os.path.join(self._root, name)
         if not os.path.islink(path):
             return []  # a tracked file that has become a folder; git lists what is in it by itself
-        target = os.path.realpath(path)
-        above = [os.path.realpath(os.path.join(self._root, path)) for path in ("", *_with_parents(name))]
-        if target in above[:-1]:
+        target = self._real(path)
+        folders = [self._root, *(self._real(os.path.join(self._root, above)) for above in _with_parents(name))]
+        if target in folders[:-1]:
             raise BundleRejected(
                 f"{_shown(name)} is a link to a folder that it lies in, so the files would have no end: "
                 f"remove it or exclude it ({_HOW_TO_EXCLUDE})"
@@ -407,9 +410,10 @@ def _clash(names: Iterable[str]) -> str | None:
             if folder not in spelled and folders.setdefault(_folded(folder), folder) != folder:
                 return _one_name(folders[_folded(folder)], folder)
             spelled.add(folder)
-        if files.setdefault(_folded(name), name) != name or name in spelled:
-            return _one_name(files[_folded(name)], name)
-        spelled.add(name)
+        folded = _folded(name)
+        if folded in files:
+            return _one_name(files[folded], name)
+        files[folded] = name
     both = files.keys() & folders.keys()
     return _one_name(files[min(both)], folders[min(both)]) if both else None
 
@@ -625,7 +629,7 @@ def _write_entries(
 
 
 def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, bytes_max: int) -> int:
-    """Writes one file and returns its size, counted: what the headers say about it is checked, not believed."""
+    """Writes one file and returns its size, which is counted: what the headers say is compared, not believed."""
     mode = 0o777 if entry.external_attr >> 16 == _MODE_EXECUTABLE else 0o666
     written = 0
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as sink:
@@ -635,7 +639,7 @@ def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, b
                 raise _not_ours(f"{_shown(entry.orig_filename)} unpacks to more than a bundle may hold")
             sink.write(part)
         if written != entry.file_size:
-            raise _not_ours(f"{_shown(entry.orig_filename)} is shorter than it claims")
+            raise _not_ours(f"{_shown(entry.orig_filename)} is not as long as it claims")
         sink.flush()
         os.fsync(sink.fileno())
     return written
@@ -643,8 +647,10 @@ def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, b
 
 def _parts(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     """The content of an entry in pieces; a generator, so that the errors of the zip and of the disk stay apart."""
+    to_its_end = copy.copy(entry)
+    to_its_end.file_size = sys.maxsize  # zipfile would stop where the header says, and call that the file
     try:
-        with archive.open(entry) as source:
+        with archive.open(to_its_end) as source:
             while part := source.read(_PART_BYTES):
                 yield part
     except _ZIP_FAULTS as error:

@@ -57,7 +57,6 @@ class Offer:
     until_done: bool = False
     again: bool = False
     params: dict[str, Any] | None = None
-    force: bool = False
 
 
 class Committer:
@@ -591,7 +590,7 @@ class Daemon:
         manifest = self._manifest(packed.version, folder, record)
         origin = {"node": self.node_id, "name": self.name, "folder": str(project.folder)}
         deployed = self.node.state.pipelines.get(manifest["pipeline"])
-        if deployed is not None and deployed.version != packed.version and deployed.origin != origin and not self.offer.force:
+        if deployed is not None and deployed.version != packed.version and deployed.origin != origin:
             self._out(f"{manifest['pipeline']}: another version is deployed, from {deployed.origin.get('folder')} on "
                       f"{deployed.origin.get('name')}; this node works for that one. To replace it: python -m p2pcluster deploy")
             self._begin_run(manifest)
@@ -670,16 +669,10 @@ def deploy_messages(packed: bundle.Bundle, manifest: dict[str, Any], project: di
                              "files": packed.files, "zip_sha256": packed.zip_sha256, "project": project})
 
 
-def open_key(options: Options, make: bool) -> bytes:
-    """The cluster's key; made when there is none and `make` says so. Raises `HomeError`."""
+def open_key(options: Options) -> bytes:
+    """The cluster's key, made when there is none. Raises `HomeError`."""
     keyfile = Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
-    if make:
-        return keyfile.make()
-    key = keyfile.read()
-    if key is None:
-        raise HomeError(f"there is no key of cluster {options.cluster!r} here ({keyfile.path}): start a node, or copy the key of one: "
-                        "python -m p2pcluster key there, python -m p2pcluster key --set here")
-    return key
+    return keyfile.make()
 
 
 def _ignore(fields: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import sqlite3
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -596,6 +597,32 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
     if mark is not None and mark[0] > reader.last_index:
         raise behind_mark(path, mark[0], reader.last_index)
     return reader
+
+
+def back_up(path: Path, target: Path) -> int:
+    """Copy the journal at `path`, of a running node too, to a new file; returns the last entry that it holds.
+
+    The copy is checked before it gets its name. Raises `JournalError`, `JournalCorrupt`.
+    """
+    if target.exists():
+        raise JournalError(f"{target} exists: name a file that does not, so that no older backup is lost")
+    if not path.exists():
+        raise JournalError(f"there is no journal at {path}: name the node's folder with --home")
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    source = _connect_read_only(path)
+    try:
+        with _sqlite_errors(path):
+            copy = sqlite3.connect(partial)
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+            copy.close()
+        last_index = open_for_reading(partial).last_index
+        os.replace(partial, target)
+    finally:
+        source.close()
+        partial.unlink(missing_ok=True)
+    return last_index
 
 
 def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:

@@ -213,13 +213,10 @@ def checksum(data: bytes, big_endian: bool, sums: Sums = (0, 0)) -> Sums:
 def _batches(file: BinaryIO, frame_bytes: int) -> Iterator[array[int]]:
     """Whole frames, many at a time, as 8-byte units; one that the file's end cuts is left out, as SQLite does."""
     batch_bytes = max(1, _BATCH_BYTES // frame_bytes) * frame_bytes
-    while True:
-        data = file.read(batch_bytes)
+    while data := file.read(batch_bytes):
         whole = len(data) - len(data) % frame_bytes
         if whole:
             yield array("Q", data[:whole])
-        if len(data) < batch_bytes:
-            return
 
 
 def _column(batch: array[int], unit: int, frame_bytes: int) -> bytes:

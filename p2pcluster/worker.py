@@ -17,7 +17,6 @@ import logging
 import mmap
 import os
 import pickle
-import pickletools
 import queue
 import signal
 import socket
@@ -38,6 +37,7 @@ from p2pcluster.core.commands import lengths_blob, lengths_of
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
 from p2pcluster.errors import ClusterError, ProjectError, ValueRefused
+from p2pcluster.values import DECODERS, ENCODERS, check_value
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
@@ -70,58 +70,6 @@ class Channel:
             payloads = self._reader.feed(data)
             if payloads:
                 return [decode(payload) for payload in payloads]
-
-
-# ---- values
-
-
-def _encode_pickle(value: Any) -> bytes:
-    try:
-        return pickle.dumps(value, 5)
-    except Exception as error:
-        raise ValueRefused(f"a value of type {type(value).__name__} cannot be pickled ({error}): emit plain data") from error
-
-
-def _encode_json(value: Any) -> bytes:
-    try:
-        return json.dumps(value, separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
-        raise ValueRefused(f"a value of type {type(value).__name__} is not JSON ({error}), which its queue's codec asks for") from error
-
-
-ENCODERS: dict[str, Callable[[Any], bytes]] = {"pickle": _encode_pickle, "json": _encode_json}
-DECODERS: dict[str, Callable[[bytes], Any]] = {"pickle": pickle.loads, "json": json.loads}
-
-
-def check_value(body: bytes) -> None:
-    """Refuse what cannot be put: too many bytes, or a class that only this program's main module has."""
-    if len(body) > config.VALUE_BYTES_MAX:
-        raise ValueRefused(
-            f"a value of {len(body):,} bytes is over the limit of {config.VALUE_BYTES_MAX >> 20} MiB: put the data in a file and emit its path"
-        )
-    if b"__main__" in body and _names_main(body):
-        raise ValueRefused(
-            "a value's class lives in __main__, where no other process finds it: move the class to a module that the project imports"
-        )
-
-
-def _names_main(body: bytes) -> bool:
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(body):
-            if opcode.name == "GLOBAL" and str(argument).startswith("__main__ "):
-                return True
-            if opcode.name == "STACK_GLOBAL" and "__main__" in strings[-4:]:
-                return True
-            if isinstance(argument, str):
-                strings.append(argument)
-            elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
-                continue
-            elif "GET" in opcode.name:
-                strings.append("__main__")  # a name said before: it may be this one
-    except ValueError:
-        return False
-    return False
 
 
 def error_of(error: BaseException) -> dict[str, Any]:
@@ -428,7 +376,7 @@ class SourceRunner:
     def _emit(self, value: Any) -> None:
         cursor: bytes | None = None
         if isinstance(value, At):
-            value, cursor = value.value, _encode_pickle(value.cursor)
+            value, cursor = value.value, ENCODERS["pickle"](value.cursor)
         elif self._stage["resumable"]:
             raise ValueRefused(f"source {self._stage['name']!r} takes a cursor and yielded a value without one: yield At(value, cursor)")
         encoded = None if value is DROP else self._ports.encode(value)

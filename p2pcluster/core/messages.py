@@ -139,7 +139,10 @@ def decode_configuration(body: codec.Buffer) -> Configuration:
     message = codec.decode(body)
     if message.kind != "configuration" or message.blobs:
         raise RemoteProtocolError(f"a configuration was expected, a {message.kind!r} came")
-    return _configuration(message.fields)
+    configuration = _configuration(message.fields)
+    if not configuration.voters:
+        raise RemoteProtocolError("a change to a configuration without voters came")
+    return configuration
 
 
 def to_message(message: RaftMessage) -> codec.Message:
@@ -247,8 +250,8 @@ def _rows(value: Any) -> list[list[int]]:
 
 def _configuration(value: Any) -> Configuration:
     fields = _read_fields("configuration", _CONFIGURATION_FIELDS, value)
-    if set(fields["voters"]) & set(fields["learners"]) or not fields["voters"]:
-        raise RemoteProtocolError("a configuration has no voters, or one that is a learner too")
+    if set(fields["voters"]) & set(fields["learners"]) or (fields["voters_old"] and not fields["voters"]):
+        raise RemoteProtocolError("a configuration contradicts itself")
     return Configuration(**fields)
 
 

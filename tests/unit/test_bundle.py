@@ -63,7 +63,7 @@ def an_ordinary_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-def write(folder: Path, *names: str, **contents: str) -> None:
+def write(folder: Path, *names: str) -> None:
     """Writes files, each with its own name as its content."""
     for name in names:
         path = folder / name
@@ -287,13 +287,14 @@ def test_a_link_to_a_folder_above_it_is_refused(folder: Path, target: str) -> No
 
 
 @posix_only
-def test_links_that_multiply_the_files_are_refused(folder: Path) -> None:
+def test_links_that_multiply_the_files_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "entries_max", 1000)
     write(folder, "level0/a.txt")
     for level in range(1, 25):
         (folder / f"level{level}").mkdir()
         (folder / f"level{level}/left").symlink_to(f"../level{level - 1}")
         (folder / f"level{level}/right").symlink_to(f"../level{level - 1}")
-    assert "more than 100000 files" in refusal(folder)
+    assert "more than 1000 files" in refusal(folder)
 
 
 # --- Names
@@ -331,7 +332,7 @@ def test_a_name_that_is_not_utf8_is_refused_in_a_printable_line(folder: Path) ->
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["a b.txt", "-rf", "'\"$(x)`.txt", "new\nline", "a:b... c", "日本語/ü.txt", "~", "con_.py", "*"])
+@pytest.mark.parametrize("name", ["a b.txt", "-rf", "'\"$(x)`.txt", "new\nline", "ab:c... d", "日本語/ü.txt", "~", "con_.py", "*"])
 def test_a_name_that_is_merely_strange_is_packed(folder: Path, tmp_path: Path, name: str) -> None:
     write(folder, name)
     packed = pack(folder)
@@ -354,9 +355,7 @@ def test_a_name_that_is_merely_strange_is_packed(folder: Path, tmp_path: Path, n
 )
 def test_two_names_that_are_one_on_another_disk_are_refused(folder: Path, first: str, second: str) -> None:
     write(folder, first, second)
-    message = refusal(folder)
-    assert first in message.replace("'", "") or second in message
-    assert "are one name" in message
+    assert "are one name" in refusal(folder)
 
 
 # --- Sizes
@@ -403,7 +402,7 @@ def test_the_version_of_a_known_project_is_the_same_for_ever(folder: Path) -> No
     write(folder, "pipeline.py", "data/ü.txt")
     (folder / "run.sh").write_text("#!/bin/sh\n")
     (folder / "run.sh").chmod(0o755)
-    assert pack(folder).version == "GOLDEN"
+    assert pack(folder).version == "634730d4f945516bcd6cb7533a714e490be1d8f09f8c9a1b426f5a2a1786cd7e"
 
 
 def test_equal_content_is_an_equal_bundle_wherever_and_whenever_it_was_written(tmp_path: Path) -> None:
@@ -758,8 +757,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 
 @posix_only
 def test_a_home_that_cannot_be_written_is_told(packed: Bundle, readable_by_all: Path) -> None:
+    readable_by_all.chmod(0o555)
     with an_ordinary_user(), pytest.raises(HomeError) as caught:
-        readable_by_all.chmod(0o555) if os.geteuid() == readable_by_all.stat().st_uid else None
         unpack(packed.zip_bytes, packed.zip_sha256, readable_by_all / "bundles/version")
     assert "make it writable" in one_line(caught.value)
 
@@ -902,6 +901,7 @@ BOMB = deflated(bytes(10_000_000))
         Entry("a", size=6, crc=zlib.crc32(b"content")),
         Entry("a", size=8, method=zipfile.ZIP_STORED),
         Entry("a", content=b"", stream=BOMB),
+        Entry("a", content=b"con", stream=deflated(b"content")),
         Entry("a", content=bytes(100), stream=BOMB),
         Entry("a", stream=deflated(b"content")[:-2]),
         Entry("a", stream=b"\xff\xff\xff"),

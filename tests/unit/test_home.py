@@ -106,10 +106,11 @@ def test_a_home_that_cannot_be_laid_out_is_left_unlocked(tmp_path: Path) -> None
 
 @posix
 def test_a_home_that_everybody_can_write_is_refused_with_one_inside_it(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    message = refusal(lambda: Home.open(tmp_path, LOCAL))
-    assert "every user" in message
-    assert message.endswith(f"--home {tmp_path}/node")
+    for bits in (0o777, 0o702):
+        tmp_path.chmod(bits)
+        message = refusal(lambda: Home.open(tmp_path, LOCAL))
+        assert "every user" in message
+        assert message.endswith(f"--home {tmp_path}/node")
     Home.open(tmp_path / "node", LOCAL).close()
 
 
@@ -238,6 +239,19 @@ def test_a_killed_process_leaves_its_home_to_the_next(tmp_path: Path, holder: su
     refusal(lambda: Home.open(tmp_path, LOCAL))
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    with Home.open(tmp_path, LOCAL):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+@posix
+def test_a_home_that_others_can_only_read_is_accepted_and_left_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    Home.open(tmp_path, LOCAL).close()
+    assert mode(tmp_path) == 0o755
+
+
+def test_nothing_is_left_of_a_longer_pid_that_held_the_home_before(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("123456789012\n")
     with Home.open(tmp_path, LOCAL):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 

@@ -131,7 +131,8 @@ class Checker:
         self.leader_of: dict[int, str] = {}
         self.vote_of: dict[tuple[str, int], str] = {}
         self.entry_at: dict[tuple[int, int], tuple[bytes, int]] = {}
-        self.committed: dict[int, int] = {}
+        self.committed: dict[int, tuple[int, int]] = {}  # the entry's term, and the term in which it was committed
+        self.committed_index = 0
         self.applied: dict[int, Applied] = {}
         self.seen: dict[str, tuple[int, int, int]] = {}
         self.term_told: dict[str, int] = {}
@@ -149,8 +150,8 @@ class Checker:
         self.seen[node.id] = (node.starts, raft.term, raft.commit_index)
         if raft.role is Role.LEADER:
             self.look_at_leader(node)
-            if raft.commit_index > commit_index:
-                self.look_at_commit(node, nodes)
+        if raft.commit_index > self.committed_index:
+            self.look_at_commit(node, nodes)
 
     def look_at_leader(self, node: Node) -> None:
         raft = node.raft
@@ -158,13 +159,17 @@ class Checker:
         self.require(first == node.id, f"election safety: {first} and {node.id} both lead term {raft.term}")
         own = HardState(raft.term, node.id)
         self.require(node.disk.hard_state == own, f"{node.id} leads with a vote for itself that is not durable")
-        for index, term in self.committed.items():
-            held = index <= raft.log.base_index or raft.log.holds(index, term)
+        for index, (term, committed_in) in self.committed.items():
+            held = index <= raft.log.base_index or raft.log.holds(index, term) or raft.term < committed_in
             self.require(held, f"leader completeness: {node.id} in term {raft.term} lacks the committed {index}")
 
     def look_at_commit(self, node: Node, nodes: dict[str, Node]) -> None:
+        """The node is the first to know of this commit."""
         index = node.raft.commit_index
         term = node.raft.log.term(index)
+        for newly in range(self.committed_index + 1, index + 1):
+            self.committed[newly] = (node.raft.log.term(newly), node.raft.term)
+        self.committed_index = index
         holders = {other.id for other in nodes.values() if other.disk.holds(index, term)}
         # The base class is asked, because a seeded bug may have its own view of who counts.
         configuration = Raft.configuration.fget(node.raft)  # type: ignore[attr-defined]
@@ -179,12 +184,17 @@ class Checker:
             first = self.entry_at.setdefault((entry.index, entry.term), fact)
             self.require(first == fact, f"log matching: two entries {entry.index} of term {entry.term}")
 
+    def look_at_recovered(self, node: Node) -> None:
+        for fact in node.state:
+            self.require(self.applied.setdefault(fact[0], fact) == fact, f"{node.id} recovers another entry {fact[0]}")
+
     def look_at_applied(self, node: Node, entry: Entry) -> None:
         self.require(len(node.state) + 1 == entry.index, f"{node.id} applies {entry.index} after {len(node.state)}")
         fact = (entry.index, entry.term, bytes(entry.body))
         first = self.applied.setdefault(entry.index, fact)
         self.require(first == fact, f"state machine safety: {node.id} applies another entry {entry.index}")
-        self.committed[entry.index] = entry.term
+        is_committed = entry.index in self.committed and self.committed[entry.index][0] == entry.term
+        self.require(is_committed, f"{node.id} applies {entry.index}, which nobody has committed")
 
     def look_at_message(self, message: RaftMessage) -> None:
         if not isinstance(message, (PreVoteRequest, PreVoteReply)):  # those speak of a term that nobody is in
@@ -298,6 +308,8 @@ class Simulation:
             return
         node.start(self.raft_class, Random(self.random.random()), self.now_ms)
         self.restarts += 1
+        self.checker.look(node, self.nodes)
+        self.checker.look_at_recovered(node)
         for other in self.up():
             if other is not node and self.is_linked(node.id, other.id):
                 self.connect(node, other)

@@ -341,6 +341,22 @@ def test_any_byte_of_the_header_that_changes_is_told_even_with_one_frame(page_by
         assert not report.last_commit_only
 
 
+def test_two_frames_without_any_header_are_told(database: Database) -> None:
+    database.put(20, 20)
+    assert database.killed().frames == 2
+    assert scan_wal(zeroed(database.log, 0, HEADER)).damaged
+
+
+@pytest.mark.parametrize(("magic", "version"), [(0x377F0682, 3007001), (0x377F0684, 3007000), (0, 3007000)])
+def test_a_header_that_sqlite_does_not_know_is_bad_even_if_its_sums_are_right(
+    magic: int, version: int, database: Database
+) -> None:
+    database.put(20, 20)
+    head = struct.pack(">2I", magic, version) + database.log[8:24]
+    log = head + struct.pack(">2I", *checksum(head, False)) + database.log[HEADER:]
+    assert str(scan_wal(log).damaged).startswith("the header is bad")
+
+
 def test_a_bad_header_before_what_is_no_log_is_not_called_damage() -> None:
     noise = b"".join(struct.pack(">4I", n * 2654435761 % 2**32, n, n + 1, n + 2) for n in range(1, 4000))
     assert scan_wal(bytes(32) + noise).damaged is None

@@ -1,0 +1,437 @@
+"""The command line: verbs, their words, what they print, and their exit codes.
+
+It decides nothing about pipelines: every verb is a call to the client or a start of the node, and an error that it does not know is
+not caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from p2pcluster import bundle, config
+from p2pcluster.client import Cluster, Link
+from p2pcluster.config import Options, resolve_options
+from p2pcluster.errors import ClusterError, ProjectError, ValueRefused, WrongUsage
+from p2pcluster.home import Home, Keyfile
+
+DEMO_CLUSTER = "demo"
+WATCH_S = 1.0
+WIDTH = 80
+
+
+# ---- words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="p2pcluster", description="Functions joined by durable queues, run on every machine of a network.",
+                                     epilog="python -m p2pcluster alone is python -m p2pcluster run.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    common = _option_parser()
+
+    def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common],
+                                epilog=f"example: python -m p2pcluster {example}")
+
+    run = verb("run", "start a node here, and offer this folder's project", "run pipeline.py --until-done")
+    run.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME", help="the project; without it this folder's")
+    run.add_argument("--until-done", action="store_true", help="end when the run is done: exit code 0, or 3 with parked items")
+    run.add_argument("--again", action="store_true", help="start the next run if the last one is done")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a parameter of a new run; repeatable")
+    verb("demo", "run the bundled example on this machine alone, to its end", "demo")
+    deploy = verb("deploy", "ship this project, or its new version, to the running cluster", "deploy .")
+    deploy.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME")
+    status = verb("status", "show nodes, stages, queues and alarms", "status --watch")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
+    put = _queue_verb(verb("put", "put JSON lines into a queue", "put numbers values.jsonl --close"))
+    put.add_argument("file", nargs="?", metavar="FILE", help="JSON lines; without it standard input")
+    put.add_argument("--close", action="store_true", help="then close the queue: nothing more comes")
+    take = _queue_verb(verb("take", "take values from a queue, as JSON lines", "take alerts -n 10"))
+    take.add_argument("-n", type=int, metavar="N", help="at most so many")
+    take.add_argument("--follow", action="store_true", help="wait for more")
+    results = verb("results", "print what a last stage returned, as JSON lines, without taking it", "results Train")
+    results.add_argument("stage", metavar="STAGE")
+    _pipeline_option(results)
+    discard = _queue_verb(verb("discard", "drop everything in a queue", "discard alerts"))
+    discard.add_argument("--yes", action="store_true", help="do not ask")
+    close = verb("close", "end a source, or a queue that is fed from outside", "close numbers")
+    close.add_argument("name", metavar="NAME")
+    _pipeline_option(close)
+    _parked_parser(verb)
+    verb("stop", "stop the node that leads; what runs may finish", "stop")
+    backup = verb("backup", "copy the journal to a file, while the node runs too", "backup yesterday.sqlite3")
+    backup.add_argument("file", metavar="FILE")
+    key = verb("key", "show the cluster's key, or set it from standard input", "key --set < key.txt")
+    key.add_argument("--set", action="store_true", help="read the key from standard input")
+    return parser
+
+
+def _parked_parser(verb: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    parked = verb("parked", "list, show, retry or discard parked items", "parked show squares/Square:17")
+    parked.add_argument("action", nargs="?", default="list", choices=["list", "show", "retry", "discard"])
+    parked.add_argument("ids", nargs="*", metavar="ID", help="queue:number, as the list shows it; retry and discard without it mean all")
+    _pipeline_option(parked)
+
+
+def _queue_verb(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("queue", metavar="QUEUE")
+    _pipeline_option(parser)
+    return parser
+
+
+def _pipeline_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pipeline", metavar="NAME", help="whose queue or stage it is; needed where there are several pipelines")
+
+
+def _option_parser() -> argparse.ArgumentParser:
+    """The options of DESIGN section 3; None stands for what was not typed, so that the environment can have its say."""
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("where and who")
+    for name, metavar, text in (
+        ("cluster", "NAME", "the cluster's name"), ("home", "DIR", "the node's folder: journal, bundles, output, logs"),
+        ("authkey-file", "FILE", "the cluster's key"), ("bind", "ADDRESS", "listen on this address only; 127.0.0.1 keeps to this machine"),
+        ("advertise", "ADDRESS", "the address that others are told"), ("port", "N", "UDP and TCP port"),
+        ("slots", "N", "processes for stages; without it the number of cores"), ("expect", "N", "found no cluster before N nodes are there"),
+        ("page", "HOST:PORT", "serve a read-only page"),
+    ):
+        group.add_argument(f"--{name}", metavar=metavar, help=text)
+    group.add_argument("--seed", action="append", metavar="HOST:PORT", help="a node, for networks without broadcast; repeatable")
+    group.add_argument("--tag", action="append", metavar="NAME", help="a tag of this machine for rules; repeatable")
+    group.add_argument("--verbose", action="store_true", default=None, help="tracebacks too")
+    return common
+
+
+def _options(args: argparse.Namespace, folder: Path | None = None) -> Options:
+    flags = {name: getattr(args, name, None) for name in config.OPTION_NAMES}
+    return resolve_options(flags, os.environ, _pyproject(folder or Path.cwd()))
+
+
+def _pyproject(folder: Path) -> dict[str, Any]:
+    path = folder / "pyproject.toml"
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUsage(f"{path} cannot be read ({error}): correct it") from error
+
+
+# ---- main
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    argv = _with_verb(argv)
+    args = _parser().parse_args(argv)
+    try:
+        return int(_VERBS[args.verb](args))
+    except ClusterError as error:
+        print(f"p2pcluster: {error}", file=sys.stderr)
+        if args.verbose:
+            raise
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has heard enough
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _with_verb(argv: list[str]) -> list[str]:
+    """`run` is the default verb; a word that is no verb and no path is a mistyped verb."""
+    if argv and argv[0] in ("-h", "--help", *_VERBS):
+        return argv
+    if not argv or argv[0].startswith("-"):
+        return ["run", *argv]
+    if os.path.exists(argv[0]) or ".py" in argv[0] or os.sep in argv[0]:
+        return ["run", *argv]
+    close = difflib.get_close_matches(argv[0], _VERBS, n=1)
+    print(f"p2pcluster: there is no verb {argv[0]!r}; " + (f"did you mean {close[0]}?" if close else "see python -m p2pcluster --help"),
+          file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---- the node
+
+
+def _run(args: argparse.Namespace) -> int:
+    from p2pcluster.daemon import Offer
+
+    project = bundle.find_project(args.target, Path.cwd())
+    if project is None and args.target is not None and not Path(args.target).is_dir():
+        raise ProjectError(f"{args.target} holds no pipeline: assign one to a variable, as in pipeline = Pipeline(...)")
+    options = _options(args, project.folder if project else None)
+    return _serve(options, Offer(project, args.until_done, args.again, _params(args.set)))
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from p2pcluster.daemon import Offer
+
+    folder = Path(__file__).parent / "examples" / "census"
+    options = resolve_options({name: getattr(args, name, None) for name in config.OPTION_NAMES}, os.environ, {})
+    options = replace(options, bind=config.BIND_LOOPBACK, cluster=DEMO_CLUSTER if options.cluster == config.CLUSTER else options.cluster)
+    project = bundle.find_project(str(folder), Path.cwd())
+    assert project is not None, "the example is a project"
+    return _serve(options, Offer(project, until_done=True, again=True))
+
+
+def _serve(options: Options, offer: Any) -> int:
+    from p2pcluster.daemon import Daemon, open_key
+
+    key = open_key(options)
+    path = options.home or config.default_home(Path.home(), options.cluster, socket.gethostname())
+    with Home.open(path) as home:
+        return Daemon(options, home, key, offer).run()
+
+
+def _params(settings: Iterable[str]) -> dict[str, Any]:
+    params = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        try:
+            params[name] = json.loads(text)
+        except ValueError as error:
+            raise WrongUsage(f"--set {setting}: what stands behind = is not JSON ({error}); a text needs quotes: --set '{name}=\"...\"'") from error
+        if not name or not equals:
+            raise WrongUsage(f"--set {setting}: write KEY=JSON")
+    return params
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    from p2pcluster.daemon import deploy_messages
+    from p2pcluster.process import read_manifest
+
+    project = bundle.find_project(args.target, Path.cwd())
+    if project is None:
+        raise WrongUsage(f"{args.target or 'this folder'} holds no project: deploy a folder with a pipeline.py")
+    packed = bundle.pack(project.folder, extra_excludes=project.excludes)
+    record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / packed.version
+        bundle.unpack(packed.zip_bytes, packed.zip_sha256, folder)
+        answer = read_manifest(folder, record)
+    if "error" in answer:
+        raise ProjectError(answer["error"])
+    manifest = answer["manifest"]
+    with _cluster(args, manifest["pipeline"]) as cluster:
+        deployed = cluster.project()
+        if deployed is not None and deployed["version"] == packed.version:
+            print(f"{cluster.pipeline}: version {packed.version[:8]} is deployed already")
+            return 0
+        origin = {"node": cluster.link.peer.node_id, "name": socket.gethostname(), "folder": str(project.folder)}
+        for message in deploy_messages(packed, manifest, record, origin):
+            cluster.check(cluster.link.call(message), manifest["pipeline"])
+        if deployed is None:
+            print(f"{cluster.pipeline}: version {packed.version[:8]} deployed, run {cluster.start()} starts")
+            return 0
+        print(f"{cluster.pipeline}: version {packed.version[:8]} replaces {deployed['version'][:8]}: "
+              + ", ".join(bundle.changed_files(deployed["files"], packed.files)))
+    return 0
+
+
+# ---- verbs that ask a cluster
+
+
+def _cluster(args: argparse.Namespace, pipeline: str | None = None) -> Cluster:
+    return Cluster(Link(_options(args), config.CONNECT_TIMEOUT_S), pipeline or getattr(args, "pipeline", None))
+
+
+def _status(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        while True:
+            status = cluster.status()
+            text = json.dumps(status) if args.json else "\n".join(status_lines(status))
+            if args.watch and sys.stdout.isatty() and not args.json:
+                text = "\x1b[H\x1b[J" + text
+            print(text, flush=True)
+            if not args.watch:
+                return 0
+            time.sleep(WATCH_S)
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """What `status` prints, each line within 80 columns."""
+    cluster, leader = status["cluster"], status["leader"]
+    lines = [f"cluster {cluster['name']} ({cluster['id']}), term {cluster['term']}, led by {leader['name']} at {leader['address']}"]
+    for node in status["nodes"]:
+        lines.append(f"node {node['name']}: {node['role']}, {node['slots']} slots, {'alive' if node['alive'] else 'away'}")
+    for pipeline in status["pipelines"]:
+        lines.append("")
+        lines.append(f"{pipeline['name']}: run {pipeline['run']} {pipeline['state']}, version {pipeline['version'][:8]}")
+        lines += _stage_lines([s for s in status["stages"] if s["pipeline"] == pipeline["name"]])
+        lines += _queue_lines([q for q in status["queues"] if q["pipeline"] == pipeline["name"]])
+    lines += [f"alarm: {alarm}" for alarm in status["alarms"]]
+    return [line if len(line) <= WIDTH or line.startswith("alarm") else line[: WIDTH - 3] + "..." for line in lines]
+
+
+def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {'stage':<18}{'procs':>6}{'done':>12}{'parked':>7}{'per s':>9}{'ms':>9}"]
+    for s in stages:
+        service = "" if s["service_ms"] is None else f"{s['service_ms']:.3g}"
+        lines.append(f"  {s['name'][:17]:<18}{s['processes']:>6}{s['done']:>12}{s['parked']:>7}{s['rate_per_s']:>9.0f}{service:>9}")
+        if s["idle_because"]:
+            lines.append(f"    idle: {s['idle_because']}")
+    return lines
+
+
+def _queue_lines(queues: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {'queue':<18}{'ready':>10}{'leased':>8}{'delayed':>8}{'parked':>7}{'oldest s':>10}"]
+    for q in queues:
+        oldest = "" if q["oldest_s"] is None else f"{q['oldest_s']:.0f}"
+        lines.append(f"  {q['name'][:17]:<18}{q['ready']:>10}{q['leased']:>8}{q['delayed']:>8}{q['parked']:>7}{oldest:>10}")
+    return lines
+
+
+def _put(args: argparse.Namespace) -> int:
+    name = args.file or "standard input"
+    try:
+        text = sys.stdin.buffer.read() if args.file is None else Path(args.file).read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"{args.file} cannot be read ({error.strerror}): name a file with JSON lines") from error
+    values = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise ValueRefused(f"line {number} of {name} is not JSON ({error}): nothing was put; correct it and put again") from error
+    with _cluster(args) as cluster:
+        cluster.put_many(args.queue, values)
+        if args.close:
+            cluster.close(args.queue)
+    print(f"{len(values)} put into {args.queue}" + (" and it is closed" if args.close else ""), file=sys.stderr)
+    return 0
+
+
+def _take(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster, cluster.take(args.queue, args.n, None if args.follow else 0.2) as items:
+        for value in items:
+            print(_json_line(value), flush=True)
+    return 0
+
+
+def _results(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        for value in cluster.results(args.stage):
+            print(_json_line(value))
+    return 0
+
+
+def _json_line(value: Any) -> str:
+    return json.dumps(value, default=repr, ensure_ascii=False)
+
+
+def _discard(args: argparse.Namespace) -> int:
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise WrongUsage(f"discard drops every item of {args.queue}: say so with --yes")
+        if input(f"drop every item of {args.queue}? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    with _cluster(args) as cluster:
+        print(f"{cluster.discard(args.queue)} dropped")
+    return 0
+
+
+def _close(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        cluster.close(args.name)
+    return 0
+
+
+def _parked(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        items = cluster.parked()
+        chosen = _chosen(items, args.ids)
+        if args.action == "list":
+            for item in chosen:
+                print(f"{item['id']}  {item['deliveries']} deliveries  {item['error'].get('text', '')}"[:200].replace("\n", " "))
+            return 0
+        if args.action == "show":
+            for item in chosen:
+                _show_parked(cluster, item)
+            return 0
+        return _act_on_parked(cluster, args.action, chosen)
+
+
+def _chosen(items: list[dict[str, Any]], ids: list[str]) -> list[dict[str, Any]]:
+    known = {item["id"]: item for item in items}
+    missing = [item_id for item_id in ids if item_id not in known]
+    if missing:
+        raise WrongUsage(f"no item {missing[0]!r} is parked: python -m p2pcluster parked list shows their ids")
+    return [known[item_id] for item_id in ids] if ids else items
+
+
+def _show_parked(cluster: Cluster, item: dict[str, Any]) -> None:
+    error = item["error"]
+    print(f"{item['id']}: parked after {item['deliveries']} deliveries, in run {item['run']}, on node {error.get('node')}")
+    print(f"  why: {error.get('text')}")
+    value = Cluster(cluster.link, item["queue"].partition("/")[0]).parked_value(item["queue"].partition("/")[2], _number(item))
+    print(f"  value: {_json_line(value)[:500]}")
+    if error.get("traceback"):
+        print("  traceback:\n    " + error["traceback"].rstrip().replace("\n", "\n    "))
+    for line in error.get("stderr") or []:
+        print(f"  stderr | {line}")
+
+
+def _act_on_parked(cluster: Cluster, action: str, items: list[dict[str, Any]]) -> int:
+    count = 0
+    for queue in sorted({item["queue"] for item in items}):
+        ids = [_number(item) for item in items if item["queue"] == queue]
+        pipeline, _, name = queue.partition("/")
+        of_pipeline = Cluster(cluster.link, pipeline)
+        count += of_pipeline.retry(name, ids) if action == "retry" else of_pipeline.discard(name, ids)
+    print(f"{count} {'go round again' if action == 'retry' else 'dropped'}")
+    return 0
+
+
+def _number(item: dict[str, Any]) -> int:
+    return int(item["id"].rpartition(":")[2])
+
+
+def _stop(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        cluster.stop()
+    return 0
+
+
+# ---- verbs that need no cluster
+
+
+def _backup(args: argparse.Namespace) -> int:
+    from p2pcluster.journal import back_up
+
+    options = _options(args)
+    home = Path(options.home) if options.home else config.default_home(Path.home(), options.cluster, socket.gethostname())
+    last_index = back_up(home / "journal.sqlite3", Path(args.file))
+    print(f"{args.file}: the journal up to entry {last_index}")
+    return 0
+
+
+def _key(args: argparse.Namespace) -> int:
+    options = _options(args)
+    keyfile = Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
+    if args.set:
+        keyfile.set_key(sys.stdin.read())
+        print(f"the key of cluster {options.cluster!r} is set ({keyfile.path})", file=sys.stderr)
+    else:
+        print(keyfile.show())
+    return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
+    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "backup": _backup, "key": _key,
+}

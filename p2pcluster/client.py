@@ -1,0 +1,494 @@
+"""A program's way into a cluster: `connect` and what can be done with the result.
+
+Decided here: how a cluster is found, what is asked again after a lost connection, and when an outcome is unknown. Every put carries
+the number that its producer gave it, so that asking again never puts twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import p2pcluster
+from p2pcluster import config
+from p2pcluster.config import Address, Options, resolve_options
+from p2pcluster.core.codec import Message, decode, encode
+from p2pcluster.core.commands import keys_of, lengths_blob, lengths_of
+from p2pcluster.core.handshake import Handshake, Identity, derive_key
+from p2pcluster.errors import (
+    ClusterError,
+    ClusterNotFound,
+    HomeError,
+    ItemsParked,
+    NoLeader,
+    QueueFull,
+    Unavailable,
+    UnknownName,
+    ValueRefused,
+)
+from p2pcluster.home import Keyfile, read_address
+from p2pcluster.stream import BlockingConnection, dial
+from p2pcluster.values import DECODERS, ENCODERS, check_value
+
+PROTOCOL = 1
+PUT_ITEMS_MAX = 2000  # of one message of `put_many`
+PUT_BYTES_MAX = 1 << 20
+TAKE_ITEMS_MAX = 100  # fetched ahead by `take`; given back when they were not asked for
+RETRY_S = 0.2  # between two tries to reach a node
+
+
+def find_addresses(options: Options, user_home: Path, host: str) -> list[Address]:
+    """Where a node may be: the seeds, and the address that the node of this machine's home wrote."""
+    found = list(options.seed)
+    home = Path(options.home) if options.home else config.default_home(user_home, options.cluster, host)
+    address = read_address(home)
+    if address is not None:
+        where = "127.0.0.1" if address.host == config.BIND_ANY else address.host
+        found.insert(0, Address(where, address.port))
+    return found
+
+
+def read_key(options: Options) -> bytes:
+    """The cluster's key. Raises `HomeError` naming both commands where there is none."""
+    keyfile = Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
+    key = keyfile.read()
+    if key is None:
+        raise HomeError(f"there is no key of cluster {options.cluster!r} here ({keyfile.path}): start a node, or copy the key of one: "
+                        "python -m p2pcluster key there, python -m p2pcluster key --set here")
+    return key
+
+
+class Link:
+    """One authenticated connection to the leader, found again within the timeout when it is lost."""
+
+    def __init__(self, options: Options, timeout_s: float) -> None:
+        self.options = options
+        self.timeout_s = timeout_s
+        self._boot = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)
+        self._key = derive_key(read_key(options))
+        self._connection: BlockingConnection | None = None
+        self._next_request = 1
+        self._replies: dict[int, Message] = {}
+        self._open(time.monotonic() + timeout_s)
+
+    @property
+    def peer(self) -> Identity:
+        """The node at the other end."""
+        assert self._connection is not None, "the link is open"
+        return self._connection.peer
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def call(self, message: Message, timeout_s: float | None = None) -> Message:
+        """The reply to `message`, which is asked again after a lost connection: only for what may be asked twice.
+
+        Raises `Unavailable` (indefinite) when there is none in time, `NoLeader` when nodes answer and none leads.
+        """
+        deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                reply = self.reply(self.request(message, deadline_s), deadline_s)
+            except Unavailable as error:
+                self.close()
+                if time.monotonic() >= deadline_s:
+                    raise Unavailable(f"{message.kind}: no answer in time, so whether it happened is unknown (indefinite): ask again") from error
+                continue
+            if reply.fields.get("result") != "error":
+                return reply
+            if time.monotonic() + RETRY_S >= deadline_s:
+                raise NoLeader(f"the cluster has no leader now ({reply.fields.get('text')}): look with python -m p2pcluster status")
+            time.sleep(RETRY_S)
+
+    def request(self, message: Message, deadline_s: float) -> int:
+        """Send; returns the number that the reply will have."""
+        connection = self._open(deadline_s)
+        request = self._next_request
+        self._next_request += 1
+        connection.send(encode(message._replace(fields={**message.fields, "req": request})))
+        return request
+
+    def reply(self, request: int, deadline_s: float | None) -> Message:
+        """The message that answers `request`. Raises `Unavailable`."""
+        while request not in self._replies:
+            if self._connection is None:
+                raise Unavailable("the connection was lost")
+            wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            message = decode(self._connection.receive(wait_s))
+            self._replies[message.fields.get("req", 0)] = message
+        return self._replies.pop(request)
+
+    def forget(self, request: int) -> None:
+        """Nobody waits for this reply."""
+        self._replies.pop(request, None)
+
+    def _open(self, deadline_s: float) -> BlockingConnection:
+        while self._connection is None:
+            self._replies.clear()
+            try:
+                self._connection = self._dial_any(max(0.1, deadline_s - time.monotonic()))
+            except (ClusterNotFound, Unavailable):
+                if time.monotonic() + RETRY_S >= deadline_s:
+                    raise
+                time.sleep(RETRY_S)
+        return self._connection
+
+    def _dial_any(self, timeout_s: float) -> BlockingConnection:
+        addresses = find_addresses(self.options, Path.home(), socket.gethostname())
+        failure: ClusterError = ClusterNotFound(
+            f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")
+        for address in addresses:
+            try:
+                return dial(address.host, address.port, self._handshake(), timeout_s)
+            except (ClusterNotFound, Unavailable) as error:
+                failure = error
+        raise failure
+
+    def _handshake(self) -> Handshake:
+        me = Identity(self._id, self._boot, "client", socket.gethostname(), self.options.cluster, None, PROTOCOL,
+                      p2pcluster.__version__, platform.python_version())
+        return Handshake("dial", self._key, me, secrets.token_bytes(32))
+
+
+class Items:
+    """The values that `take` hands out; a context manager and an iterator. See `Cluster.take`."""
+
+    def __init__(self, cluster: Cluster, queue: str, limit: int | None, wait_s: float | None) -> None:
+        self._cluster = cluster
+        self._queue = queue
+        self._left = limit
+        self._wait_s = wait_s
+        self._held: deque[tuple[int, list[Any], Any]] = deque()
+        self._current: tuple[int, list[Any]] | None = None
+        self._acknowledging: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._acknowledge()
+        elif self._current is not None:
+            self._release([self._current[0]], self._current[1])
+        for item_id, fence, _ in self._held:
+            self._release([item_id], fence)
+        self._held.clear()
+        self._settle()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._acknowledge()
+        if self._left is not None and self._left <= 0:
+            raise StopIteration
+        if not self._held:
+            self._settle()
+            self._fetch()
+        if not self._held:
+            raise StopIteration
+        item_id, fence, value = self._held.popleft()
+        self._current = (item_id, fence)
+        if self._left is not None:
+            self._left -= 1
+        return value
+
+    def _fetch(self) -> None:
+        count = min(TAKE_ITEMS_MAX, TAKE_ITEMS_MAX if self._left is None else self._left)
+        link, full = self._cluster.link, self._cluster.full(self._queue)
+        deadline_s = None if self._wait_s is None else time.monotonic() + self._wait_s
+        request = link.request(Message("take", {"queue": full, "count": count}), time.monotonic() + link.timeout_s)
+        try:
+            message = link.reply(request, deadline_s)
+        except Unavailable:
+            if deadline_s is None or time.monotonic() < deadline_s:
+                raise
+            message = self._cancel(request, full)
+        self._cluster.check(message, self._queue)
+        if message.kind == "grant":
+            for item_id, value in self._cluster.values_of(self._queue, message):
+                self._held.append((item_id, message.fields["fence"], value))
+
+    def _cancel(self, request: int, full: str) -> Message:
+        """Nothing came in time. What crosses the cancelling on its way is still ours."""
+        link = self._cluster.link
+        reply = link.call(Message("take", {"queue": full, "count": 0}))
+        try:
+            return link.reply(request, time.monotonic())
+        except Unavailable:
+            return reply
+
+    def _acknowledge(self) -> None:
+        if self._current is None:
+            return
+        item_id, _ = self._current
+        self._current = None
+        link = self._cluster.link
+        command = Message("done", {"queue": self._cluster.full(self._queue), "ranges": [[item_id, item_id + 1]], "ports": [], "whole": False})
+        self._acknowledging.append(link.request(command, time.monotonic() + link.timeout_s))
+
+    def _release(self, ids: list[int], fence: list[Any]) -> None:
+        link = self._cluster.link
+        ranges = [[item_id, item_id + 1] for item_id in ids]
+        command = Message("release", {"queue": self._cluster.full(self._queue), "ranges": ranges, "fence": fence})
+        self._acknowledging.append(link.request(command, time.monotonic() + link.timeout_s))
+
+    def _settle(self) -> None:
+        """Wait until what was acknowledged is durable."""
+        link = self._cluster.link
+        for request in self._acknowledging:
+            link.reply(request, time.monotonic() + link.timeout_s)
+        self._acknowledging.clear()
+
+
+class Cluster:
+    """A connection to a cluster, for one thread; `with connect(...) as cluster`. Names are those of one pipeline."""
+
+    def __init__(self, link: Link, pipeline: str | None) -> None:
+        self.link = link
+        self._pipeline = pipeline
+        self._manifest: dict[str, Any] | None = None
+        self._producer = f"client:{secrets.token_hex(8)}"
+        self._seq = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close_connection()
+
+    def close_connection(self) -> None:
+        """Leave; what was taken and not acknowledged goes back."""
+        self.link.close()
+
+    # ---- names
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline that names belong to. Raises `UnknownName` when none was named and there is not exactly one."""
+        if self._pipeline is None:
+            names = self.link.call(Message("project", {"pipeline": ""})).fields["pipelines"]
+            if len(names) != 1:
+                said = f"it has {', '.join(names)}" if names else "it has none yet"
+                raise UnknownName(f"say which pipeline of cluster {self.link.options.cluster!r} is meant: {said}")
+            self._pipeline = names[0]
+        return self._pipeline
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the pipeline's version says of its stages and queues."""
+        if self._manifest is None:
+            project = self.project()
+            if project is None:
+                raise UnknownName(f"cluster {self.link.options.cluster!r} has no pipeline {self.pipeline!r}: look with python -m p2pcluster status")
+            self._manifest = project["manifest"]
+        return self._manifest
+
+    def project(self) -> dict[str, Any] | None:
+        """The deployed project: version, origin, files, run, state, manifest; None when there is none."""
+        project: dict[str, Any] | None = self.link.call(Message("project", {"pipeline": self.pipeline})).fields["project"]
+        return project
+
+    def full(self, queue: str) -> str:
+        """The queue's name in the cluster."""
+        self.queue_record(queue)
+        return f"{self.pipeline}/{queue}"
+
+    def queue_record(self, queue: str) -> dict[str, Any]:
+        """What the manifest says of a queue. Raises `UnknownName`, which names those that there are."""
+        for record in self.manifest["queues"]:
+            if record["name"] == queue:
+                return dict(record)
+        names = ", ".join(record["name"] for record in self.manifest["queues"])
+        raise UnknownName(f"pipeline {self.pipeline!r} has no queue {queue!r}; it has {names}")
+
+    def check(self, reply: Message, what: str) -> Message:
+        """Raise what a refusal means."""
+        if reply.fields.get("result") != "refused":
+            return reply
+        code = reply.fields.get("code")
+        if code in ("unknown_queue", "unknown_name", "unknown_pipeline", "unknown_item"):
+            raise UnknownName(f"{what!r} does not exist in pipeline {self.pipeline!r}: look with python -m p2pcluster status")
+        if code == "closed":
+            raise ValueRefused(f"queue {what!r} is closed: nothing more can be put until the next run")
+        if code == "not_running":
+            raise ValueRefused(f"pipeline {self.pipeline!r} has no run under way: start one with start(), or run --again")
+        raise ClusterError(f"{what}: refused ({code})")
+
+    # ---- values
+
+    def put(self, queue: str, value: Any, key: str | None = None) -> None:
+        """Put one value; it is durable when this returns. A `key` that the queue remembers is not put again.
+
+        Raises `ValueRefused`, `UnknownName`, `QueueFull`; `Unavailable` when the outcome is unknown.
+        """
+        self.put_many(queue, [value], None if key is None else [key])
+
+    def put_many(self, queue: str, values: Iterable[Any], keys: Iterable[str] | None = None) -> int:
+        """Put each value; returns how many were new. Every value is checked before the first is sent."""
+        encode_value = ENCODERS[self.queue_record(queue)["codec"]]
+        bodies = []
+        for value in values:
+            body = encode_value(value)
+            check_value(body)
+            bodies.append(body)
+        names = None if keys is None else list(keys)
+        assert names is None or len(names) == len(bodies), "one key for each value"
+        added = 0
+        for start, stop in _batches(bodies):
+            added += self._put(queue, bodies[start:stop], None if names is None else names[start:stop])
+        return added
+
+    def _put(self, queue: str, bodies: list[bytes], keys: list[str] | None) -> int:
+        blobs = [lengths_blob(map(len, bodies)), b"".join(bodies)]
+        port: dict[str, Any] = {"queues": [self.full(queue)]}
+        if keys is not None:
+            port["keys"] = True
+            blobs.append(json.dumps(keys).encode())
+        message = Message("put", {"producer": [self._producer, 1, self._seq + 1], "ports": [port], "source": None}, tuple(blobs))
+        try:
+            reply = self.link.call(message)
+        except Unavailable as error:
+            # Full or out of reach: it may still be taken in, so the number is spent and the outcome is unknown.
+            self._producer, self._seq = f"client:{secrets.token_hex(8)}", 0
+            if self._is_full(queue):
+                raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s; the value may still go in: put it again with "
+                                "the same key, or look why with python -m p2pcluster status") from error
+            raise
+        self.check(reply, queue)
+        self._seq += 1
+        return int(reply.fields.get("added", 0))
+
+    def _is_full(self, queue: str) -> bool:
+        try:
+            found = [q for q in self.status()["queues"] if q["name"] == queue and q["pipeline"] == self.pipeline]
+        except ClusterError:
+            return False
+        maxsize = self.queue_record(queue)["maxsize"]
+        return bool(found and maxsize is not None and found[0]["ready"] + found[0]["leased"] + found[0]["delayed"] >= maxsize)
+
+    def take(self, queue: str, limit: int | None = None, wait_s: float | None = None) -> Items:
+        """Values of a queue, to be iterated inside a `with`: at most `limit`, until none came for `wait_s` (None: for ever).
+
+        A value is acknowledged when the next is asked for, or at a normal end of the `with`; an exception gives it back.
+        """
+        return Items(self, queue, limit, wait_s)
+
+    def results(self, stage: str) -> Iterator[Any]:
+        """Every value that a last stage returned in this run, or the content of a queue, without taking it."""
+        names = {record["name"] for record in self.manifest["queues"]}
+        queue = f"{stage}.results" if f"{stage}.results" in names else stage
+        full, after = self.full(queue), 0
+        while True:
+            message = self.check(self.link.call(Message("read", {"queue": full, "after": after, "count": TAKE_ITEMS_MAX * 10})), queue)
+            if message.kind != "values":
+                return
+            for item_id, value in self.values_of(queue, message):
+                after = item_id
+                yield value
+
+    def values_of(self, queue: str, message: Message) -> Iterator[tuple[int, Any]]:
+        """The ids and values of a grant."""
+        decode_value = DECODERS[self.queue_record(queue)["codec"]]
+        for number, (lo, hi, _, _) in enumerate(message.fields["pieces"]):
+            lengths, body = message.blobs[2 * number], bytes(message.blobs[2 * number + 1])
+            start = 0
+            for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
+                yield item_id, decode_value(body[start : start + size])
+                start += size
+
+    # ---- the pipeline
+
+    def start(self, params: Mapping[str, Any] | None = None) -> int:
+        """Start the next run; returns its number. `params` go over those of the pipeline. Raises `ClusterError` while one is under way."""
+        merged = {**(self.manifest["params"] or {}), **(params or {})}
+        reply = self.link.call(Message("start_run", {"pipeline": self.pipeline, "params": merged}))
+        if reply.fields.get("code") == "running":
+            raise ClusterError(f"run {reply.fields['run']} of {self.pipeline!r} is under way: wait for it first")
+        return int(self.check(reply, self.pipeline).fields["run"])
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the run that is under way is done. Raises `ItemsParked`; `Unavailable` when it is not done in time."""
+        message = Message("wait", {"pipeline": self.pipeline})
+        reply = self.check(self.link.call(message, timeout_s=1e9 if timeout_s is None else timeout_s), self.pipeline)
+        parked = reply.fields["parked"]
+        if parked:
+            raise ItemsParked(f"run {reply.fields['run']} of {self.pipeline!r} is done with {parked} parked: look with python -m p2pcluster parked list")
+
+    def status(self) -> dict[str, Any]:
+        """The object of `status --json`."""
+        status: dict[str, Any] = self.link.call(Message("status", {})).fields["status"]
+        return status
+
+    def parked(self) -> list[dict[str, Any]]:
+        """The parked items, with why, without their values."""
+        parked: list[dict[str, Any]] = self.link.call(Message("parked", {"pipeline": self._pipeline})).fields["parked"]
+        return parked
+
+    def parked_value(self, queue: str, item_id: int) -> Any:
+        """The value of one parked item."""
+        reply = self.check(self.link.call(Message("value", {"queue": self.full(queue), "id": item_id})), f"{queue}:{item_id}")
+        ((_, value),) = self.values_of(queue, reply)
+        return value
+
+    def retry(self, stage: str, ids: list[int] | None = None) -> int:
+        """Give parked items of a stage (or queue) another set of deliveries; returns how many."""
+        return self._on_parked("retry", self._queue_of(stage), ids)
+
+    def discard(self, queue: str, ids: list[int] | None = None) -> int:
+        """Drop parked items by id, or everything in a queue; returns how many. The only way in which items are lost."""
+        return self._on_parked("discard", self._queue_of(queue), ids)
+
+    def _queue_of(self, name: str) -> str:
+        for record in self.manifest["stages"]:
+            if record["name"] == name and record["reads"]:
+                return str(record["reads"])
+        return name
+
+    def _on_parked(self, kind: str, queue: str, ids: list[int] | None) -> int:
+        reply = self.check(self.link.call(Message(kind, {"queue": self.full(queue), "ids": ids})), queue)
+        return int(reply.fields.get("count", 0))
+
+    def close(self, name: str) -> None:
+        """End a source, or a queue that is fed from outside."""
+        self.check(self.link.call(Message("close", {"pipeline": self.pipeline, "name": name})), name)
+
+    def stop(self) -> None:
+        """Stop the node that leads; what runs may finish."""
+        self.link.call(Message("stop", {}))
+
+
+def connect(pipeline: str | None = None, cluster: str | None = None, timeout_s: float = config.CONNECT_TIMEOUT_S, *,
+            home: str | os.PathLike[str] | None = None, seed: str | None = None,
+            authkey_file: str | os.PathLike[str] | None = None) -> Cluster:
+    """Find a cluster and connect to it: by `seed` (HOST:PORT), else by what the node of this machine's `home` wrote.
+
+    Each argument that is None is taken from P2PCLUSTER_... in the environment, then from the default. Raises `ClusterNotFound`,
+    `AuthenticationFailed`, `HomeError`.
+    """
+    flags = {"cluster": cluster, "home": None if home is None else os.fspath(home), "seed": None if seed is None else [seed],
+             "authkey_file": None if authkey_file is None else os.fspath(authkey_file)}
+    return Cluster(Link(resolve_options(flags, os.environ, {}), timeout_s), pipeline)
+
+
+def _batches(bodies: list[bytes]) -> Iterator[tuple[int, int]]:
+    start = size = 0
+    for at, body in enumerate(bodies):
+        if at > start and (at - start >= PUT_ITEMS_MAX or size + len(body) > PUT_BYTES_MAX):
+            yield start, at
+            start, size = at, 0
+        size += len(body)
+    if start < len(bodies):
+        yield start, len(bodies)

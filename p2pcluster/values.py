@@ -1,0 +1,65 @@
+"""How a user's value becomes bytes and back, and which values cannot be put.
+
+Used where user code runs: in a stage process, and in a program that is connected. A node never imports it: to a node, bytes are
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+from collections.abc import Callable
+from typing import Any
+
+from p2pcluster import config
+from p2pcluster.errors import ValueRefused
+
+
+def _encode_pickle(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value, 5)
+    except Exception as error:
+        raise ValueRefused(f"a value of type {type(value).__name__} cannot be pickled ({error}): emit plain data") from error
+
+
+def _encode_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise ValueRefused(f"a value of type {type(value).__name__} is not JSON ({error}), which its queue's codec asks for") from error
+
+
+ENCODERS: dict[str, Callable[[Any], bytes]] = {"pickle": _encode_pickle, "json": _encode_json}
+DECODERS: dict[str, Callable[[bytes], Any]] = {"pickle": pickle.loads, "json": json.loads}
+
+
+def check_value(body: bytes) -> None:
+    """Refuse what cannot be put: too many bytes, or a class that only this program's main module has."""
+    if len(body) > config.VALUE_BYTES_MAX:
+        raise ValueRefused(
+            f"a value of {len(body):,} bytes is over the limit of {config.VALUE_BYTES_MAX >> 20} MiB: put the data in a file and emit its path"
+        )
+    if b"__main__" in body and _names_main(body):
+        raise ValueRefused(
+            "a value's class lives in __main__, where no other process finds it: move the class to a module that the project imports"
+        )
+
+
+def _names_main(body: bytes) -> bool:
+    """Whether loading `body` would look something up in `__main__`; a mere text of that name does not."""
+    pushed: list[Any] = [None, None]
+    memo: list[Any] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(body):
+            if opcode.name == "MEMOIZE":
+                memo.append(pushed[-1])
+            elif opcode.name == "STACK_GLOBAL" and pushed[-2] == "__main__":
+                return True
+            elif opcode.name.endswith("BINGET"):
+                pushed.append(memo[argument])
+            elif opcode.name not in ("FRAME", "PROTO"):
+                pushed.append(argument if isinstance(argument, str) else None)
+    except (ValueError, IndexError):
+        return False  # JSON, or bytes that are no pickle of ours
+    return False
