@@ -142,16 +142,18 @@ class Recalls:
             work.closed = True
             return False
 
-    def recall(self, work: Work) -> int:
-        """For the reader: how many items of the work stay with the runner."""
+    def recall(self, work: Work, say: Callable[[int], None]) -> None:
+        """For the reader: find how many items of the work stay with the runner, and say it.
+
+        It is said under the lock, hence before the runner can leave the work and report on the next one.
+        """
         with self._lock:
-            if work.closed:
-                return work.limit
-            while True:
+            while not work.closed:
                 kept = min(work.at + 1, work.count)
                 work.limit = kept
                 if min(work.at + 1, work.count) == kept:
-                    return kept
+                    break
+            say(work.limit)
 
 
 class StageRunner:
@@ -505,8 +507,7 @@ class StageProcess:
         work = self._works.get(number)
         if work is None or self._runner is None:
             return
-        kept = self._runner.recalls.recall(work)
-        self._channel.send(Message("returned", {"work": number, "kept": kept}))
+        self._runner.recalls.recall(work, lambda kept: self._channel.send(Message("returned", {"work": number, "kept": kept})))
         self._runner.report()
 
     def _run_role(self, setup: dict[str, Any]) -> int:

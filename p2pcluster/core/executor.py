@@ -116,6 +116,7 @@ class Process:
     position: tuple[int, int] = (0, 0)
     position_ms: int = 0
     recalled: int = 0
+    is_stuck: bool = False
     assigned: Message | None = None
     unacked: deque[tuple[int, Message]] = field(default_factory=deque)
     finished: bool = False
@@ -340,6 +341,7 @@ class Executor:
         return work
 
     def _after_report(self, process: Process, work: Work, stage: StageWork) -> None:
+        process.is_stuck = False
         if work.reported >= work.count:
             process.works.popleft()
         if process.stopping and not process.works:
@@ -492,7 +494,7 @@ class Executor:
         work = process.works[-1]
         waiting = len(process.works) > 1 or work.count - work.reported > 1
         if ran_s >= config.RECALL_AFTER_S and waiting and process.recalled != work.number:
-            process.recalled = work.number
+            process.recalled, process.is_stuck = work.number, True
             for held in process.works:
                 self._send(process, Message("recall", {"work": held.number}))
 
@@ -584,7 +586,8 @@ class Executor:
         """Hand waiting items to the processes that have room, in fair parts."""
         while stage.buffer:
             hungry = [p for p in self.processes.values()
-                      if p.ready and not p.stopping and _full(p.spec) == stage.name and len(p.works) < stage.works_per_process]
+                      if p.ready and not p.stopping and not p.is_stuck and _full(p.spec) == stage.name
+                      and len(p.works) < stage.works_per_process]
             if not hungry:
                 return
             process = min(hungry, key=lambda p: len(p.works))

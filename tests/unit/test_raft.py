@@ -151,7 +151,7 @@ class Checker:
         if raft.role is Role.LEADER:
             self.look_at_leader(node)
         if raft.commit_index > self.committed_index:
-            self.look_at_commit(node, nodes)
+            self.look_at_commit(node, nodes, is_recovered=life != node.starts)
 
     def look_at_leader(self, node: Node) -> None:
         raft = node.raft
@@ -163,8 +163,8 @@ class Checker:
             held = index <= raft.log.base_index or raft.log.holds(index, term) or raft.term < committed_in
             self.require(held, f"leader completeness: {node.id} in term {raft.term} lacks the committed {index}")
 
-    def look_at_commit(self, node: Node, nodes: dict[str, Node]) -> None:
-        """The node is the first to know of this commit."""
+    def look_at_commit(self, node: Node, nodes: dict[str, Node], is_recovered: bool) -> None:
+        """The node is the first to know of this commit. What a sole voter wrote down was committed by that alone."""
         index = node.raft.commit_index
         term = node.raft.log.term(index)
         for newly in range(self.committed_index + 1, index + 1):
@@ -173,6 +173,8 @@ class Checker:
         holders = {other.id for other in nodes.values() if other.disk.holds(index, term)}
         # The base class is asked, because a seeded bug may have its own view of who counts.
         configuration = Raft.configuration.fget(node.raft)  # type: ignore[attr-defined]
+        if is_recovered:
+            configuration = node.raft.committed_configuration
         self.require(
             has_majority(configuration, holders), f"{node.id} committed {index}, durable on {sorted(holders)} only"
         )
@@ -638,3 +640,151 @@ def test_the_invariants_hold_whatever_happens(seed: int) -> None:
     simulation.event(leader, simulation.propose_to)
     simulation.run_until(simulation.has_converged)
     assert leader.state[-1][2] == f"command {simulation.proposed}".encode()
+
+
+# Seeded bugs: each invariant can fail, and does when it should
+
+
+class ForgetsItsVote(Raft):
+    """Grants without writing down to whom."""
+
+    def _on_vote_request(self, message: Any) -> None:
+        before = self._hard_state
+        super()._on_vote_request(message)
+        self._hard_state = before
+
+
+class CountsItsVoteEarly(Raft):
+    """Counts its own vote before it is durable (etcd#14370, for votes)."""
+
+    def _campaign(self, by_transfer: bool = False) -> None:
+        super()._campaign(by_transfer)
+        self._votes[self.id] = True
+        self._count_votes()
+
+
+class CountsItselfEarly(Raft):
+    """Counts its own entries before they are durable (etcd#14370)."""
+
+    def _match_indexes(self) -> dict[str, int]:
+        return {**super()._match_indexes(), self.id: self.last_index}
+
+
+class AcknowledgesEarly(Raft):
+    """Sends everything at once, durable or not."""
+
+    def _send(self, message_class: type[RaftMessage], to: str, **fields: Any) -> None:
+        super()._send(message_class, to, **fields)
+        self._urgent.append(self._messages.pop())
+
+    def _send_early(self, message_class: type[RaftMessage], to: str, **fields: Any) -> None:
+        self._send(message_class, to, **fields)
+
+
+class CommitsOlderTerms(Raft):
+    """Commits whatever a majority holds, of any term (logcabin#44; raft, figure 8)."""
+
+    def _maybe_commit(self) -> None:
+        from p2pcluster.core.quorum import agreed_value
+
+        index = agreed_value(self.configuration, self._match_indexes(), 0)
+        if index > self.commit_index:
+            self._commit_to(index)
+            self._carry_configuration_on()
+
+
+class AppliesTheUncommitted(Raft):
+    """Hands out for application what is merely there."""
+
+    def _newly_committed(self) -> list[Entry]:
+        if self.log.last_index <= self._apply_out_index or self.role is not Role.FOLLOWER:
+            return super()._newly_committed()
+        return self.log.entries_in_memory(self._apply_out_index + 1, self.last_index)
+
+
+class VotesForAnyLog(Raft):
+    """Does not compare logs (raft 5.4.1)."""
+
+    def _on_vote_request(self, message: Any) -> None:
+        self._on_vote_request_of_the_best_log(message)
+
+    def _on_vote_request_of_the_best_log(self, message: Any) -> None:
+        fields = {name: getattr(message, name) for name in ("generation", "term", "sender", "to", "transfer")}
+        super()._on_vote_request(type(message)(last_index=2**60, last_term=2**60, **fields))
+
+
+class TruncatesWhatItHas(Raft):
+    """Takes every append for the end of the log (raft 5.3: only a conflict removes)."""
+
+    def _append_foreign(self, message: Any) -> None:
+        if self.log.floor_index <= message.prev_index < self.last_index:
+            self._truncate(message.prev_index + 1)
+        super()._append_foreign(message)
+
+
+class AcceptsAnyGround(Raft):
+    """Does not check that the previous entry is the leader's (raft 5.3)."""
+
+    def _stands_on_common_ground(self, message: Any) -> bool:
+        return message.prev_index <= self.last_index
+
+
+class ForgetsTheOldHalf(Raft):
+    """Lets the new voters decide alone from the first entry of a change (raft 6)."""
+
+    @property
+    def configuration(self) -> Configuration:
+        newest = super().configuration
+        return newest.without_old() if newest.is_joint else newest
+
+
+class KeepsARemovedChange(Raft):
+    """Goes by a configuration whose entry was cut off."""
+
+    def _truncate(self, index: int) -> None:
+        kept = list(self._configurations)
+        super()._truncate(index)
+        self._configurations = kept
+
+
+class WinsWithAnyVote(Raft):
+    """Takes one more vote than its own for a majority."""
+
+    def _count_votes(self) -> None:
+        if self.role is Role.CANDIDATE and sum(self._votes.values()) >= 1 and self.id in self._votes:
+            self._become_leader()
+        else:
+            super()._count_votes()
+
+
+SEEDED_BUGS = {
+    ForgetsItsVote: "votes for",
+    CountsItsVoteEarly: "not durable",
+    CountsItselfEarly: "durable on",
+    AcknowledgesEarly: "durable on|votes for",
+    CommitsOlderTerms: "leader completeness|state machine safety|is committed|another entry",
+    AppliesTheUncommitted: "nobody has committed",
+    VotesForAnyLog: "leader completeness|is committed",
+    TruncatesWhatItHas: "is committed|durable on|acknowledges",
+    AcceptsAnyGround: "log matching|durable on|is committed|state machine safety",
+    ForgetsTheOldHalf: "election safety|leader completeness|durable on|two leaders",
+    KeepsARemovedChange: "",
+    WinsWithAnyVote: "election safety|two leaders",
+}
+
+
+def first_failure(raft_class: type[Raft], seeds: range) -> tuple[int, str] | None:
+    for seed in seeds:
+        simulation = Simulation(seed, raft_class, voters=NODE_IDS if seed % 2 else ("a", "b", "c"))
+        try:
+            simulation.cause_chaos(4000)
+        except AssertionError as failure:
+            return seed, str(failure)
+    return None
+
+
+@pytest.mark.parametrize("raft_class", SEEDED_BUGS)
+def test_a_seeded_bug_is_noticed(raft_class: type[Raft]) -> None:
+    failure = first_failure(raft_class, range(40))
+    assert failure is not None
+    print(failure)
