@@ -47,11 +47,11 @@ KEY_RETENTION_S = 24 * 3600  # a queue fed from outside forgets keys after a day
 PRODUCER_RETENTION_S = KEY_RETENTION_S  # the same for the sequence numbers of a client's connection
 QUEUE_NAME_BYTES_MAX = 200  # a name appears in every message about the queue
 
-# --- Work for stage processes --------------------------------------------------------------------------------------------
-WORK_TARGET_US = 8_000  # how long a piece of work should take: long beside a message (50 us), short beside what people notice
+# --- Work for stage processes ---------------------------------------------------------------------------------------
+WORK_TARGET_US = 8_000  # what a piece of work should take: long beside a message (50 us), short beside what is noticed
 WORK_ITEMS_MAX = 4096  # of one piece of work, however short the function
 WORK_BYTES_MAX = 1 * MIB  # of one piece of work, unless a single value is larger
-WORK_QUEUED_US_MAX = 200_000  # a function slower than this gets its next item when it asks: nothing waits behind a long one
+WORK_QUEUED_US_MAX = 200_000  # a slower function gets its next item when it asks: nothing waits behind a long one
 SHARED_US_MAX = 1_000_000  # a function slower than this gets no item set aside on its machine either
 RECALL_AFTER_S = 0.1  # an item that runs this long gives up what waits behind it in its process
 SOURCE_BATCHES_IN_FLIGHT = 4  # of a source: the next ones are filled while these are written
@@ -71,9 +71,7 @@ CHUNK_BYTES_TARGET = 1 * MIB  # or up to this: a row that is read back in a few 
 COMPACTION_SLICE_S = 0.02  # the loop is never held longer: a fifth of a heartbeat interval
 BODY_MEMORY_BYTES_MAX = 128 * MIB  # bodies held in memory; a million ready items must fit in 300 MB with all else
 WAL_BYTES_MAX = 128 * MIB  # a checkpoint is forced here: it is scanned at start, at more than 100 MB/s
-LOG_BYTES_MAX = 64 * MIB  # beyond this, chunks that hold old entries back get their bytes copied to rows of their own
-SQLITE_CACHE_BYTES = 8 * MIB  # pages kept in memory: the log is appended to and seldom read
-LOG_BYTES_MAX = 256 * MIB  # entries beyond this are compacted away, at the price of copying what still lies in them
+LOG_BYTES_MAX = 256 * MIB  # beyond this, chunks that hold old entries back get their bytes copied to rows of their own
 SQLITE_CACHE_BYTES = 8 * MIB  # a checkpoint's pages fit, so that SQLite need not spill; an idle node stays under 60 MB
 BALLAST_BYTES = 8 * MIB  # given back when the disk is full, so that compaction has room to work in
 

@@ -171,7 +171,7 @@ class ProcessTable:
         environment = {**os.environ, "PYTHONHASHSEED": str(setup["hash_seed"]), "PYTHONUNBUFFERED": "1"}
         try:
             popen = subprocess.Popen(
-                worker_command("stage", str(theirs.fileno()), str(file)), cwd=setup["folder"], env=environment,
+                worker_command("stage", str(theirs.fileno()), str(file), f"{spec.pipeline}/{spec.stage}"), cwd=setup["folder"], env=environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),),
                 process_group=0,  # a signal to the terminal's group is the node's to answer
             )
@@ -273,8 +273,9 @@ class ProcessTable:
         return bool(data)
 
     def _print(self, process: StageProcess, which: str, lines: list[str]) -> None:
+        said_by = "" if process.spec.role == "on_done" else f"{process.spec.stage} | "
         for line in lines:
-            self._printer.line(f"{process.spec.stage} | {line}")
+            self._printer.line(said_by + line)
         if which == "stderr":
             process.stderr_lines.extend(line[:2000] for line in lines)
 

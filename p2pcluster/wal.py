@@ -21,7 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from p2pcluster.errors import JournalError
 
@@ -252,7 +252,7 @@ def _own_sums(batch: array[int], frame_bytes: int, big_endian: bool) -> list[Sum
     ten times as long, and a dot product with the weights, `sum(map(mul, ...))`, longer still.
     """
     count = len(batch) * 8 // frame_bytes
-    order = "big" if big_endian else "little"
+    order: Literal["big", "little"] = "big" if big_endian else "little"
     low_words = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * count, "little")
     sums_1 = sums_2 = 0
     for step, unit in enumerate((0, *range(3, frame_bytes // 8))):  # units 1 and 2, salts and sums, are left out

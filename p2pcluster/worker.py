@@ -40,6 +40,7 @@ from p2pcluster.errors import ClusterError, ProjectError, ValueRefused
 from p2pcluster.values import DECODERS, ENCODERS, check_value
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
+PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
 REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
 _SPECIAL = (type(DROP), To, At)
 
@@ -464,6 +465,7 @@ class StageProcess:
         self._works: dict[int, Work] = {}
         self._runner: StageRunner | None = None
         self._source: SourceRunner | None = None
+        self._progress_s = 0.0
 
     def run(self) -> int:
         """The exit code."""
@@ -558,6 +560,10 @@ class StageProcess:
         return 0
 
     def _on_progress(self, fraction: float, text: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._progress_s < PROGRESS_S and fraction < 1:
+            return
+        self._progress_s = now_s
         self._channel.send(Message("progress", {"fraction": fraction, "text": text, "total": None}))
 
 
@@ -642,7 +648,7 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """`manifest FOLDER PROJECT_JSON`, or `stage FD POSITION_FILE`."""
+    """`manifest FOLDER PROJECT_JSON`, or `stage FD POSITION_FILE NAME`; the name is for people who look at a list of processes."""
     if argv[0] == "manifest":
         return _print_manifest(argv[1], json.loads(argv[2]))
     for ignored in (signal.SIGINT, getattr(signal, "SIGHUP", None)):

@@ -99,13 +99,14 @@ def test_a_number_that_breaks_a_relation_is_noticed(name: str, value: float, mon
         config.validate()
 
 
-def test_every_number_says_its_reason() -> None:
-    lines = Path(config.__file__).read_text().splitlines()
-    settings = [line for line in lines if re.match(r"[A-Z][A-Z_0-9]+ = ", line) and not re.match(r"[KM]IB ", line)]
-    groups = lines.index(next(line for line in lines if "Names and options" in line))
-    numbers = [line for line in settings if lines.index(line) < groups]
-    assert len(numbers) > 40
-    assert [line for line in numbers if "  # " not in line] == []
+def test_every_number_is_set_once_and_says_its_reason() -> None:
+    numbers, _, _ = Path(config.__file__).read_text().partition("# --- Names and options")
+    _, _, numbers = numbers.partition("# --- ")
+    settings = re.findall(r"^([A-Z_0-9]+) = .*?(  # .+)?$", numbers, flags=re.MULTILINE)
+    names = [name for name, _ in settings]
+    assert len(names) > 40
+    assert len(names) == len(set(names))
+    assert [name for name, reason in settings if not reason] == []
 
 
 def test_the_defaults_are_those_of_a_node_alone_in_its_network() -> None:
@@ -141,7 +142,8 @@ def test_a_flag_that_is_false_or_zero_still_wins() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in REFUSED for value in REFUSED[name]])
 def test_a_bad_value_is_refused_in_one_line_that_names_its_place(name: str, value: Any) -> None:
-    places = [({}, {}, in_table(**{name: value}), f"[tool.p2pcluster] {name}")]
+    places: list[tuple[dict[str, Any], dict[str, str], dict[str, Any], str]] = []
+    places.append(({}, {}, in_table(**{name: value}), f"[tool.p2pcluster] {name}"))
     if value is not None:
         places.append(({name: value}, {}, {}, "--" + name.replace("_", "-")))
     if isinstance(value, str) and value:

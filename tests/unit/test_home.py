@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_lock_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_home_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "node"):
-        assert "a file is where a folder should be" in refusal(lambda path=path: Home.open(path, LOCAL))
+        assert "a file is where a folder should be" in refusal(partial(Home.open, path, LOCAL))
 
 
 def test_a_home_that_cannot_be_laid_out_is_left_unlocked(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_blanks_backslashes_and_other_letters_in_a_mount_point_are_understood(tm
         escaped = escaped.replace(letter, f"\\{ord(letter):03o}")
     escaped_utf8 = escaped.replace("é", "\\303\\251")
     for point in (escaped, escaped_utf8):
-        assert "nfs4" in refusal(lambda point=point: Home.open(folder, f"{LOCAL}server:/ {point} nfs4 rw 0 0\n"))
+        assert "nfs4" in refusal(partial(Home.open, folder, f"{LOCAL}server:/ {point} nfs4 rw 0 0\n"))
 
 
 def test_a_link_to_a_network_file_system_is_seen_through(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Kill things while a pipeline runs, and compare what comes out with what had to come out.
+
+    python scripts/soak.py plain --kills 200          a plain generator through two stages; source, stage and node are killed
+    python scripts/soak.py census --kills 20          the bundled example; the node and a stage process are killed in turn
+
+Everything runs on loopback in a temporary folder. The seed is printed; --seed repeats the choices (not the timing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from p2pcluster.client import connect  # noqa: E402
+from p2pcluster.errors import ClusterError  # noqa: E402
+
+PLAIN = '''
+import time
+from p2pcluster import Pipeline, Queue, source, stage
+
+@source
+def Numbers():
+    for n in range({count}):
+        yield n
+
+@stage(processes=2)
+def Add(x):
+    time.sleep({delay})
+    return x + 1
+
+@stage(processes=2)
+def Double(x):
+    return 2 * x
+
+pipeline = Pipeline("plain", Numbers >> Add >> Double >> Queue("out", maxsize=None))
+'''
+
+
+class Node:
+    """A node under test: started, killed, started again. `pids` are the processes that this script started and may kill."""
+
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        self.folder = folder
+        self.arguments = arguments
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "P2PCLUSTER_HOME": str(folder / "home"),
+                            "P2PCLUSTER_AUTHKEY_FILE": str(folder / "key"), "P2PCLUSTER_BIND": "127.0.0.1"}
+        self.log = (folder / "node.log").open("ab")
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.popen = subprocess.Popen([sys.executable, "-m", "p2pcluster", *self.arguments], env=self.environment, cwd=self.folder,
+                                      stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def children(self) -> dict[int, str]:
+        """The stage processes of this node: pid and what they run."""
+        found = {}
+        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"stage" in words:
+                found[int(pid)] = words[-2].decode()
+        return found
+
+    def kill_node(self) -> None:
+        assert self.popen is not None
+        self.popen.kill()
+        self.popen.wait()
+
+    def wait(self, timeout_s: float) -> int:
+        assert self.popen is not None
+        return self.popen.wait(timeout_s)
+
+
+def check_journal(home: Path) -> None:
+    """`journal_check.py` must say whole."""
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "journal_check.py"), str(home)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"journal_check: {done.stdout}{done.stderr}")
+
+
+def wait_for_work(node: Node) -> None:
+    """Until stage processes run, so that a kill hits work in hand."""
+    deadline_s = time.monotonic() + 30
+    while node.is_running and not node.children():
+        if time.monotonic() > deadline_s:
+            raise SystemExit("FAILED: no stage process runs for 30 s")
+        time.sleep(0.01)
+
+
+def kill_something(node: Node, chance: random.Random, kinds: list[str], counts: Counter[str]) -> None:
+    """One kill; a node that was killed is checked and started again."""
+    kind = chance.choice(kinds)
+    children = node.children() if node.is_running else {}
+    if kind == "node" or not children:
+        before = node.pid
+        node.kill_node()
+        check_journal(node.folder / "home")
+        node.start()
+        assert node.pid != before, "the node is another process"
+        counts["node"] += 1
+        return
+    wanted = [pid for pid, name in children.items() if (kind == "source") == name.endswith(("Numbers", "ListFiles"))] or list(children)
+    pid = chance.choice(wanted)
+    counts[children[pid]] += 1
+    os.kill(pid, signal.SIGKILL)
+
+
+def soak(node: Node, chance: random.Random, kills: int, gap_s: float, kinds: list[str], timeout_s: float) -> Counter[str]:
+    """Kill `kills` times, about `gap_s` apart, while the run goes on; then let it end."""
+    counts: Counter[str] = Counter()
+    node.start()
+    deadline_s = time.monotonic() + timeout_s
+    for _ in range(kills):
+        wait_for_work(node)
+        time.sleep(chance.uniform(0.0, 2.0) * gap_s)
+        if not node.is_running:
+            print(f"the run ended after {sum(counts.values())} kills: give it more work")
+            break
+        kill_something(node, chance, kinds, counts)
+    node.wait(max(1.0, deadline_s - time.monotonic()))
+    check_journal(node.folder / "home")
+    return counts
+
+
+def plain(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
+    project = folder / "project"
+    project.mkdir()
+    (project / "pipeline.py").write_text(PLAIN.format(count=args.count, delay=args.delay))
+    node = Node(folder, ["run", str(project), "--until-done"])
+    counts = soak(node, chance, args.kills, args.gap, ["source", "stage", "node"], args.timeout)
+    node.arguments = ["run", str(project)]
+    node.start()
+    try:
+        with connect("plain", home=folder / "home", authkey_file=folder / "key", timeout_s=30) as cluster:
+            values = list(cluster.results("out"))
+            parked = cluster.parked()
+    finally:
+        node.kill_node()
+    expected = [2 * (n + 1) for n in range(args.count)]
+    doubles = [value for value, count in Counter(values).items() if count > 1]
+    print(f"{sum(counts.values())} kills {dict(counts)}: {len(values)} values, {len(set(expected) - set(values))} missing, "
+          f"{len(doubles)} twice, {len(parked)} parked")
+    if sorted(values) != expected or parked:
+        raise SystemExit("FAILED")
+    print("every value is there exactly once")
+
+
+def census(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
+    sys.path.insert(0, str(ROOT / "p2pcluster" / "examples" / "census"))
+    import sysconfig
+
+    from p2pcluster.examples.census import measure, store
+
+    node = Node(folder, ["demo"])
+    counts = soak(node, chance, args.kills, args.gap, ["stage", "node"], args.timeout)
+    expected = measure.direct_census(Path(sysconfig.get_path("stdlib")))
+    found = store.read_figures(folder / "home" / "out" / "census", 1).totals
+    print(f"{sum(counts.values())} kills {dict(counts)}: {found}")
+    if found != expected:
+        raise SystemExit(f"FAILED: a direct count gives {expected}")
+    print("the totals equal a direct count")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["plain", "census"])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--gap", type=float, default=1.0, help="seconds between kills, on average")
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--delay", type=float, default=0.0005, help="seconds that an item of the first stage takes")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--timeout", type=float, default=900.0)
+    args = parser.parse_args()
+    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    folder = Path(tempfile.mkdtemp(prefix="p2pcluster-soak-"))
+    try:
+        {"plain": plain, "census": census}[args.what](args, folder, random.Random(seed))
+    except BaseException:
+        print(f"kept: {folder}")
+        raise
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ClusterError as error:
+        raise SystemExit(f"soak: {error}") from error
