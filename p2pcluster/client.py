@@ -37,7 +37,7 @@ from p2pcluster.errors import (
 )
 from p2pcluster.home import Keyfile, read_address
 from p2pcluster.stream import BlockingConnection, dial
-from p2pcluster.values import DECODERS, ENCODERS, check_value
+from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
 PROTOCOL = 1
 PUT_ITEMS_MAX = 2000  # of one message of `put_many`
@@ -341,7 +341,10 @@ class Cluster:
         encode_value = ENCODERS[self.queue_record(queue)["codec"]]
         bodies = []
         for value in values:
-            body = encode_value(value)
+            try:
+                body = encode_value(value)
+            except Exception as error:  # a value's own __reduce__ may raise anything
+                raise as_refusal(value, error) from error
             check_value(body)
             bodies.append(body)
         names = None if keys is None else list(keys)

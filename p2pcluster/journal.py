@@ -193,18 +193,14 @@ class Journal:
 
         Raises `JournalCorrupt` when the file is not what was written to it, `JournalError` when it is no journal of this version.
         """
-        scan_for_damage(path)
-        with _sqlite_errors(path):
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        mark = Mark(mark_path)
         try:
+            reader, is_doubtful = _read_checked(path, mark, body_memory_bytes_max) if path.exists() else (None, False)
             with _sqlite_errors(path):
-                _set_up(db, path)
-                _make_tables(db)
-                reader = JournalReader(db, path, body_memory_bytes_max)
-            mark = Mark(mark_path)
-            _compare_with_mark(path, mark, reader)
+                db = _open_for_writing(path, is_doubtful)
+                reader = reader or JournalReader(db, path, body_memory_bytes_max)
         except BaseException:
-            db.close()
+            mark.close()
             raise
         journal = cls(path, db, mark, reader)
         return journal, reader.recovered
@@ -585,7 +581,8 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
 
     Raises `JournalCorrupt`, `JournalError`. The connection is closed: the reader holds what was read.
     """
-    scan_for_damage(path)
+    mark = read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
+    scan_for_damage(path, mark is not None)
     db = _connect_read_only(path)
     try:
         with _sqlite_errors(path):
@@ -593,7 +590,6 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
             reader = JournalReader(db, path)
     finally:
         db.close()
-    mark = read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
     if mark is not None and mark[0] > reader.last_index:
         raise behind_mark(path, mark[0], reader.last_index)
     return reader
@@ -635,18 +631,50 @@ def behind_mark(path: Path, marked: int, last_index: int) -> JournalCorrupt:
     return corrupt(path, f"it ends at entry {last_index} and had committed {marked}", last_index + 1)
 
 
-def _compare_with_mark(path: Path, mark: Mark, reader: JournalReader) -> None:
-    if mark.last_index > reader.last_index:
-        raise behind_mark(path, mark.last_index, reader.last_index)
+def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[JournalReader | None, bool]:
+    """What the file holds, if anything, found over a connection that cannot write: one that can would tidy up at its close, and a damaged file is
+    to be kept as it is. Also whether its write-ahead log ends in what may be damage, of which the mark says that it is none."""
+    is_doubtful = scan_for_damage(path, mark.last_index > 0)
+    db = _connect_read_only(path)
+    try:
+        with _sqlite_errors(path):
+            found = _check_format(db, path)
+            if 0 < found < FORMAT:
+                _migrate(path, found)
+            # 0: its node died while it made the file
+            reader = JournalReader(db, path, body_memory_bytes_max) if found else None
+    finally:
+        db.close()
+    last_index = reader.last_index if reader else 0
+    if mark.last_index > last_index:
+        raise behind_mark(path, mark.last_index, last_index)
+    return reader, is_doubtful
 
 
-def scan_for_damage(path: Path) -> None:
-    """Look for committed work that SQLite would not see. Raises `JournalCorrupt`."""
+def _open_for_writing(path: Path, is_doubtful: bool) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    try:
+        _set_up(db, path)
+        _make_tables(db)
+        if is_doubtful:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # or the next start would have to doubt it again
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def scan_for_damage(path: Path, marked: bool) -> bool:
+    """Look for committed work that SQLite would not see. Raises `JournalCorrupt`.
+
+    A last commit that is broken may never have been acknowledged: the power failed during it. Where there is a mark (`marked`), that
+    is left to the mark, and true is returned; without one it is damage.
+    """
     wal = path.with_name(path.name + "-wal")
-    if wal.exists():
-        report = scan_wal(wal)
-        if report.damaged:
-            raise corrupt(path, report.damaged)
+    report = scan_wal(wal)
+    if report.damaged and not (report.last_commit_only and marked):
+        raise corrupt(path, report.damaged)
+    return report.damaged is not None
 
 
 def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
@@ -694,10 +722,11 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     _check_format(db, path)
 
 
-def _check_format(db: sqlite3.Connection, path: Path) -> None:
+def _check_format(db: sqlite3.Connection, path: Path) -> int:
+    """The format of the journal in the file, 0 when it is empty. Raises `JournalError` when there is something else."""
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
-        return
+        return 0
     if "meta" not in tables:
         raise JournalError(f"{path} is an SQLite file and not a journal of p2pcluster: choose another --home")
     row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
@@ -706,9 +735,20 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
         raise corrupt(path, "it does not say its format")
     if found > FORMAT:
         raise JournalError(f"{path} has format {found} and this version reads up to {FORMAT}: update p2pcluster on this machine")
-    while found < FORMAT:
-        MIGRATIONS[found](db)
-        found += 1
+    return found
+
+
+def _migrate(path: Path, found: int) -> None:
+    """Lead an older journal up to this version's format, each step in a transaction of its own."""
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        for step in range(found, FORMAT):
+            db.execute("BEGIN IMMEDIATE")
+            MIGRATIONS[step](db)
+            db.execute("UPDATE meta SET value = ?, crc = ? WHERE key = 'format'", (step + 1, row_crc(("format", step + 1))))
+            db.execute("COMMIT")
+    finally:
+        db.close()
 
 
 def _make_tables(db: sqlite3.Connection) -> None:

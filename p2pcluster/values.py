@@ -10,28 +10,27 @@ import json
 import pickle
 import pickletools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from p2pcluster import config
 from p2pcluster.errors import ValueRefused
 
 
-def _encode_pickle(value: Any) -> bytes:
-    try:
-        return pickle.dumps(value, 5)
-    except Exception as error:
-        raise ValueRefused(f"a value of type {type(value).__name__} cannot be pickled ({error}): emit plain data") from error
-
-
-def _encode_json(value: Any) -> bytes:
-    try:
-        return json.dumps(value, separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
-        raise ValueRefused(f"a value of type {type(value).__name__} is not JSON ({error}), which its queue's codec asks for") from error
-
-
-ENCODERS: dict[str, Callable[[Any], bytes]] = {"pickle": _encode_pickle, "json": _encode_json}
+ENCODERS: dict[str, Callable[[Any], bytes]] = {
+    "pickle": partial(pickle.dumps, protocol=5),
+    "json": lambda value: json.dumps(value, separators=(",", ":")).encode(),
+}
 DECODERS: dict[str, Callable[[bytes], Any]] = {"pickle": pickle.loads, "json": json.loads}
+
+
+def as_refusal(value: Any, error: BaseException) -> BaseException:
+    """What to say when an encoder raised `error` for `value`."""
+    if isinstance(error, ValueRefused):
+        return error
+    refusal = ValueRefused(f"a value of type {type(value).__name__} cannot be put ({type(error).__name__}: {error}): emit plain data")
+    refusal.__cause__ = error
+    return refusal
 
 
 def check_value(body: bytes) -> None:

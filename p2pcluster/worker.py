@@ -37,12 +37,14 @@ from p2pcluster.core.commands import lengths_blob, lengths_of
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
 from p2pcluster.errors import ClusterError, ProjectError, ValueRefused
-from p2pcluster.values import DECODERS, ENCODERS, check_value
+from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
+_LARGE_BYTES = 4096  # values above this are counted towards a batch's bytes; `WORK_ITEMS_MAX` of those below it fit anyway
 REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
-_SPECIAL = (type(DROP), To, At)
+_SPECIAL = frozenset({type(DROP), To, At})
+_NOTHING = object()
 
 
 # ---- the socket
@@ -169,6 +171,9 @@ class StageRunner:
         self._send = send
         self._decode = DECODERS[queues[stage["reads"]]["codec"]]
         self._ports = _Ports(stage, queues)
+        self._encode = self._ports.encoders[0] if self._ports.encoders else _no_value
+        # None: every call's result needs a look, because it emits what it yields
+        self._special = None if is_generator else _SPECIAL
         self._lock = threading.Lock()
         self._results: list[Any] = []
         self._work: Work | None = None
@@ -178,10 +183,11 @@ class StageRunner:
     def run(self, work: Work) -> None:
         """Every item of `work`, in order, up to where it was recalled."""
         context, position, results = self._context, self._position, self._results
-        decode_value, call, emitted = self._decode, self._function, self._emitted
+        call, decode_value, encode_value = self._function, self._decode, self._encode
+        clock_ns, special = time.monotonic_ns, self._special
         context.run = work.runs
         position[0] = work.number
-        self._work, self._since_ns = work, time.monotonic_ns()
+        self._work, self._since_ns = work, clock_ns()
         ids, keys, deliveries = work.ids, work.keys, work.deliveries
         for at, body in enumerate(work.bodies()):
             work.at = at
@@ -192,24 +198,30 @@ class StageRunner:
                 context.put_key = keys[at]
             if deliveries:
                 context.delivery = 1 + deliveries.get(str(ids[at]), 0)
+            returned: Any = _NOTHING
             try:
-                results.append(emitted(call(decode_value(body))))
+                returned = call(decode_value(body))
+                if special is None or type(returned) in special:
+                    results.append(self._emitted(returned))
+                else:
+                    encoded = encode_value(returned)
+                    if len(encoded) > config.VALUE_BYTES_MAX or b"__main__" in encoded:
+                        check_value(encoded)
+                    results.append(encoded)
             except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
                 self.report()
-                self._report_failure(work, error)
-            if time.monotonic_ns() - self._since_ns > REPORT_INTERVAL_NS:
+                self._report_failure(work, error if returned is _NOTHING else as_refusal(returned, error))
+            if clock_ns() - self._since_ns > REPORT_INTERVAL_NS:
                 self.report()
         position[1] = 0
         context.put_key, context.delivery = None, 1
         self.report()
 
     def _emitted(self, returned: Any) -> Any:
-        """What a call emits: the bytes of one value for the first port, or a list of (port, bytes)."""
+        """What a call emits that is not simply one value: a list of (port, bytes)."""
         if self._is_generator:
             return [self._ports.encode(value) for value in returned if value is not DROP]
-        if type(returned) in _SPECIAL:
-            return [] if returned is DROP else [self._ports.encode(returned)]
-        return self._ports.encode_plain(returned)
+        return [] if returned is DROP else [self._ports.encode(returned)]
 
     def report(self) -> None:
         """Tell the node what is finished so far. For any thread."""
@@ -230,23 +242,17 @@ class StageRunner:
         self._send(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))
 
 
+def _no_value(value: Any) -> bytes:
+    return b""
+
+
 class _Ports:
     """Where values leave, and how they become bytes."""
 
     def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]]) -> None:
         self.labels = {port["label"]: number for number, port in enumerate(stage["ports"])}
         self._name = stage["name"]
-        self._encoders = [ENCODERS[queues[port["queues"][0]]["codec"]] for port in stage["ports"]]
-        self._encode_first = self._encoders[0] if self._encoders else None
-
-    def encode_plain(self, value: Any) -> bytes:
-        """A value for the first port; b"" where there is none (a sink)."""
-        if self._encode_first is None:
-            return b""
-        body = self._encode_first(value)
-        if len(body) > config.VALUE_BYTES_MAX or b"__main__" in body:
-            check_value(body)
-        return body
+        self.encoders = [ENCODERS[queues[port["queues"][0]]["codec"]] for port in stage["ports"]]
 
     def encode(self, value: Any) -> tuple[int, bytes]:
         """A value and the number of the port that it takes."""
@@ -256,22 +262,25 @@ class _Ports:
             if found is None:
                 raise ValueRefused(f"stage {self._name!r} has no route {value.label!r}; it has {', '.join(map(repr, self.labels))}")
             port, value = found, value.value
-        if not self._encoders:
+        if not self.encoders:
             return 0, b""
-        body = self._encoders[port](value)
+        try:
+            body = self.encoders[port](value)
+        except Exception as error:
+            raise as_refusal(value, error) from error
         check_value(body)
         return port, body
 
     def pack(self, results: list[Any]) -> tuple[list[dict[str, Any]], list[Buffer]]:
         """The ports and blobs of a report: one entry of `results` for each input."""
-        if not self._encoders:
+        if not self.encoders:
             return [], []
         if all(type(result) is bytes for result in results):
             return [{"port": 0}], [lengths_blob(map(len, results)), b"".join(results)]
         ports: list[dict[str, Any]] = []
         blobs: list[Buffer] = []
         spread = [[(0, r)] if type(r) is bytes else r for r in results]
-        for port in range(len(self._encoders)):
+        for port in range(len(self.encoders)):
             bodies = [[body for number, body in result if number == port] for result in spread]
             counts = array("I", map(len, bodies))
             if any(counts):
@@ -297,8 +306,9 @@ class SourceRunner:
         sizes = [queues[name]["maxsize"] for port in stage["ports"] for name in port["queues"]]
         self._batch_max = max(1, min([config.WORK_ITEMS_MAX, *[size // 8 for size in sizes if size is not None]]))
         self._lock = threading.Condition()
-        self._buffer: list[tuple[int, bytes]] = []
-        self._buffer_bytes = 0
+        self._buffer: list[Any] = []  # of each value its bytes, for the first port, or (port, bytes)
+        self._large_bytes = 0
+        self._is_plain = len(stage["ports"]) == 1 and not stage["resumable"]
         self._cursor: bytes | None = None
         self._count = 0
         self._hash = sha256()
@@ -353,11 +363,40 @@ class SourceRunner:
                 self._send(Message("changed", {}))
                 self._count, self._hash = 0, sha256()
                 values = self._values(arguments)
+        self._emit_plainly(values) if self._is_plain else self._emit_each(values)
+        return not self._stop
+
+    def _emit_plainly(self, values: Iterator[Any]) -> None:
+        """The short way of `_emit_each` for a source with one way out and no cursor; most are."""
+        buffer, encode_value, clock_ns = self._buffer, self._ports.encoders[0], time.monotonic_ns
+        batch_max, flush_ns, armed = self._batch_max, int(1e9 * config.SOURCE_FLUSH_S), self._armed
+        for value in values:
+            if type(value) in _SPECIAL:
+                self._emit(value)
+                continue
+            try:
+                body = encode_value(value)
+            except Exception as error:
+                raise as_refusal(value, error) from error
+            if len(body) > _LARGE_BYTES or b"__main__" in body:
+                check_value(body)
+                self._large_bytes += len(body)
+            buffer.append(body)
+            if clock_ns() - self._flushed_ns > flush_ns or len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX:
+                self._flush_now()
+                if self._stop:
+                    return
+            if not armed.is_set():
+                armed.set()
+
+    def _emit_each(self, values: Iterator[Any]) -> None:
         for value in values:
             self._emit(value)
+            self._flush_now()
             if self._stop:
-                return False
-        return True
+                return
+            if not self._armed.is_set():
+                self._armed.set()
 
     def _values(self, arguments: dict[str, Any]) -> Iterator[Any]:
         if self._is_generator:
@@ -382,21 +421,20 @@ class SourceRunner:
             value, cursor = value.value, ENCODERS["pickle"](value.cursor)
         elif self._stage["resumable"]:
             raise ValueRefused(f"source {self._stage['name']!r} takes a cursor and yielded a value without one: yield At(value, cursor)")
-        encoded = None if value is DROP else self._ports.encode(value)
-        if cursor is None and encoded is None:
-            return
         with self._lock:
-            if encoded is not None:
-                self._buffer.append(encoded)
-                self._buffer_bytes += len(encoded[1])
+            if value is not DROP:
+                self._buffer.append(self._ports.encode(value))
+                self._large_bytes += len(self._buffer[-1][1])
             self._cursor = cursor if cursor is not None else self._cursor
-            now_ns = time.monotonic_ns()
-            full = len(self._buffer) >= self._batch_max or self._buffer_bytes >= config.WORK_BYTES_MAX
-            if full or now_ns - self._flushed_ns > 1e9 * config.SOURCE_FLUSH_S:
-                self._flushed_ns = now_ns
+
+    def _flush_now(self) -> None:
+        """Put what has come together, if it is time to: when it is enough, or when something waited for `SOURCE_FLUSH_S`."""
+        full = len(self._buffer) >= self._batch_max or self._large_bytes >= config.WORK_BYTES_MAX
+        now_ns = time.monotonic_ns()
+        if full or now_ns - self._flushed_ns > 1e9 * config.SOURCE_FLUSH_S:
+            self._flushed_ns = now_ns
+            with self._lock:
                 self._flush(wait=full)
-        if not self._armed.is_set():
-            self._armed.set()
 
     def _flush(self, wait: bool) -> None:
         """Put what has come together. With all batches in flight it goes on growing, or waits when it must."""
@@ -404,29 +442,39 @@ class SourceRunner:
             if not wait:
                 return
             self._lock.wait()
-        if (self._buffer or self._cursor is not None) and not self._stop:
-            buffer, self._buffer, self._buffer_bytes = self._buffer, [], 0
-            self._put(buffer, finished=False)
+        count = len(self._buffer)
+        if (count or self._cursor is not None) and not self._stop:
+            taken = self._buffer[:count]
+            del self._buffer[:count]  # in place, and no more than was taken: the source may go on appending meanwhile
+            self._large_bytes = 0
+            self._put(taken, finished=False)
 
-    def _put(self, buffer: list[tuple[int, bytes]], finished: bool) -> None:
+    def _put(self, taken: list[Any], finished: bool) -> None:
         self._seq += 1
         ports: list[dict[str, Any]] = []
         blobs: list[Buffer] = []
-        for port in range(len(self._stage["ports"])):
-            bodies = [body for number, body in buffer if number == port]
-            if bodies:
-                ports.append({"port": port})
-                blobs += [lengths_blob(map(len, bodies)), b"".join(bodies)]
+        for port, bodies in self._by_port(taken).items():
+            ports.append({"port": port})
+            blobs += [lengths_blob(map(len, bodies)), b"".join(bodies)]
         source: dict[str, Any] = {"finished": finished}
         if self._is_generator and not self._stage["resumable"]:
-            self._count += len(buffer)
-            self._hash.update(b"".join(body for _, body in buffer))
+            self._count += len(taken)
+            self._hash.update(b"".join(body if type(body) is bytes else body[1] for body in taken))
             source |= {"count": self._count, "hash": self._hash.hexdigest()}
         if self._cursor is not None:
             source["cursor"] = True
             blobs.append(self._cursor)
             self._cursor = None
         self._send(Message("put", {"seq": self._seq, "ports": ports, "source": source}, tuple(blobs)))
+
+    def _by_port(self, taken: list[Any]) -> dict[int, list[bytes]]:
+        if self._is_plain and all(type(body) is bytes for body in taken):
+            return {0: taken} if taken else {}
+        found: dict[int, list[bytes]] = {}
+        for entry in taken:
+            port, body = (0, entry) if type(entry) is bytes else entry
+            found.setdefault(port, []).append(body)
+        return dict(sorted(found.items()))
 
     def _flush_late(self) -> None:
         """Put what stays behind when the source is silent after a burst."""

@@ -120,6 +120,22 @@ def test_a_frame_carries_hmac_sha256_over_its_place_its_length_and_its_bytes() -
         assert sealer.seal([b"he", b"llo"])[-1] == expected
 
 
+def test_each_proof_is_hmac_sha256_under_its_own_label_over_all_that_was_said() -> None:
+    dial, accept = dialler(), accepter()
+    hello = joined(dial.start())
+    welcome = joined(accept.receive(hello))
+    proof = joined(dial.receive(welcome))
+    accepted = joined(accept.receive(proof))
+
+    for label, payload, before in (
+        (b"proof", proof, (hello, welcome)),
+        (b"accepted", accepted, (hello, welcome, proof)),
+    ):
+        facts, code = decode(payload).blobs
+        said = b"".join(struct.pack(">I", len(part)) + part for part in (*before, bytes(facts)))
+        assert code == hmac.new(KEY, b"p2pcluster " + label + b" of a handshake\0" + said, hashlib.sha256).digest()
+
+
 def test_the_layout_that_lets_two_versions_meet_does_not_change() -> None:
     hello = joined(dialler(identity("n1", protocol=7)).start())
     refusal = joined(dialler(identity("n1", protocol=7)).refusal("because"))
@@ -547,6 +563,16 @@ def test_a_handshake_that_is_over_takes_nothing_more() -> None:
     for side in (dial, accept):
         with pytest.raises(AssertionError):
             side.receive(b"")
+
+
+def test_a_handshake_that_failed_takes_nothing_more() -> None:
+    dial, accept = dialler(), accepter()
+    welcome = joined(accept.receive(joined(dial.start())))
+    with pytest.raises(RemoteProtocolError):
+        dial.receive(b"garbage")
+
+    with pytest.raises(AssertionError):
+        dial.receive(welcome)
 
 
 def test_a_nonce_of_another_length_is_our_mistake() -> None:

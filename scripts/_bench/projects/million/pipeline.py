@@ -1,0 +1,12 @@
+"""Numbers into a queue that nobody reads yet."""
+
+from p2pcluster import Pipeline, Queue, current, source
+
+
+@source
+def numbers():
+    for number in range(current().params["items"]):
+        yield {"number": number}
+
+
+pipeline = Pipeline("million", numbers >> Queue("waiting", maxsize=None), params={"items": 1_000_000})

@@ -1,0 +1,52 @@
+"""Tasks that sleep, eight at a time. The source waits until all eight processes are there, so that their start is not measured."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from p2pcluster import Pipeline, current, sink, source, stage
+
+PROCESSES = 8
+NAP_S = 0.01
+READY_S = 60.0
+
+
+@source
+def tasks():
+    folder = Path(current().out_dir)
+    deadline_s = time.monotonic() + READY_S
+    while len(list(folder.glob("*.ready"))) < PROCESSES and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    yield from range(current().params["items"])
+
+
+@stage(processes=PROCESSES)
+class Nap:
+    def __enter__(self):
+        (Path(current().out_dir) / f"{os.getpid()}.ready").touch()
+        return self
+
+    def __call__(self, number):
+        began_s = time.monotonic()
+        time.sleep(NAP_S)
+        return began_s, time.monotonic(), os.getpid()
+
+    def __exit__(self, *error):
+        pass
+
+
+@sink
+class Collect:
+    def __enter__(self):
+        self.naps = []
+        return self
+
+    def __call__(self, nap):
+        self.naps.append(nap)
+
+    def __exit__(self, *error):
+        (Path(current().out_dir) / "Collect.json").write_text(json.dumps(self.naps))
+
+
+pipeline = Pipeline("w2", tasks >> Nap >> Collect, params={"items": 2000})

@@ -1,0 +1,27 @@
+"""Places for nodes: one for each test, or one node that a module's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A place of the test's own."""
+    made = Site(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A place with a running node without a project: tests deploy their pipelines to it, each under a name of its own."""
+    made = Site(tmp_path_factory.mktemp("shared"))
+    made.hands()
+    yield made
+    made.close()
