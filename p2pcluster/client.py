@@ -21,8 +21,9 @@ from typing import Any, Self
 import p2pcluster
 from p2pcluster import config
 from p2pcluster.config import Address, Options, resolve_options
+from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode
-from p2pcluster.core.commands import keys_of, lengths_blob, lengths_of
+from p2pcluster.core.commands import lengths_blob, lengths_of
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.errors import (
     ClusterError,
@@ -39,7 +40,6 @@ from p2pcluster.home import Keyfile, read_address
 from p2pcluster.stream import BlockingConnection, dial
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
-PROTOCOL = 1
 PUT_ITEMS_MAX = 2000  # of one message of `put_many`
 PUT_BYTES_MAX = 1 << 20
 TAKE_ITEMS_MAX = 100  # fetched ahead by `take`; given back when they were not asked for
@@ -157,7 +157,7 @@ class Link:
         raise failure
 
     def _handshake(self) -> Handshake:
-        me = Identity(self._id, self._boot, "client", socket.gethostname(), self.options.cluster, None, PROTOCOL,
+        me = Identity(self._id, self._boot, "client", socket.gethostname(), self.options.cluster, None, protocol.VERSION,
                       p2pcluster.__version__, platform.python_version())
         return Handshake("dial", self._key, me, secrets.token_bytes(32))
 

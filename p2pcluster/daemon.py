@@ -26,6 +26,7 @@ from typing import Any
 import p2pcluster
 from p2pcluster import bundle, config, process
 from p2pcluster.config import Options
+from p2pcluster.core import protocol
 from p2pcluster.core.codec import Buffer, Message, decode, encode
 from p2pcluster.core.executor import Executor, Kill, Say, Send, Start, ToLeader
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
@@ -39,7 +40,6 @@ from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 
 LOCAL = "local"  # the session of this machine's own executor
 SELF = "self"  # the session over which this node deploys and starts runs
-PROTOCOL = 1
 COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
 COMMIT_WEIGHT = 0.2  # of the newest commit in that average
 TICK_S = 0.02
@@ -243,7 +243,7 @@ class Daemon:
             return Listener(self.options.bind, 0, make_handshake)
 
     def _identity(self) -> Identity:
-        return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, PROTOCOL,
+        return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, protocol.VERSION,
                         p2pcluster.__version__, platform.python_version())
 
     def facts(self) -> dict[str, Any]:
@@ -526,15 +526,13 @@ class Daemon:
         self._flush_client(session_id)
 
     def _on_client_message(self, session_id: str, message: Message) -> None:
+        protocol.check("client", "client", message)
         if message.kind == "stop":
             self._send_client(session_id, Message("reply", {"req": message.fields["req"], "kind": "stop", "result": "ok"}))
             self._out("stopping: a client asked for it")
             self.stop(1 if self.offer.until_done else 0)
             return
-        try:
-            self.node.step(session_id, message, self._now_ms())
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ProtocolError(f"message {message.kind!r} has fields that do not fit ({type(error).__name__}: {error})") from error
+        self.node.step(session_id, message, self._now_ms())
 
     def _send_client(self, session_id: str, message: Message) -> None:
         if message.fields.get("kind") == "status" and "status" in message.fields:

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from p2pcluster import config
+from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.executor import Spec
+from p2pcluster.errors import ProtocolError
 from p2pcluster.stream import Connection, ConnectionClosed
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parent.parent)
@@ -247,17 +249,24 @@ class ProcessTable:
     def _on_socket(self, process: StageProcess, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
             self._flush(process)
-        if mask & selectors.EVENT_READ and not self._read_socket(process) and process.connection in self._selector.get_map():
+        if mask & selectors.EVENT_READ and self._read_socket(process) < 0 and process.connection in self._selector.get_map():
             self._selector.unregister(process.connection)
 
-    def _read_socket(self, process: StageProcess) -> bool:
+    def _read_socket(self, process: StageProcess) -> int:
+        """Hand on what has arrived; how many messages, or -1 at the end, also when the process says what no stage process says."""
         try:
             payloads = process.connection.read()
+            for payload in payloads:
+                message = decode(payload)
+                protocol.check("process", "process", message)
+                self._on_message(process.key, message)
         except ConnectionClosed:
-            return False
-        for payload in payloads:
-            self._on_message(process.key, decode(payload))
-        return True
+            return -1
+        except ProtocolError as error:
+            self._printer.line(f"{process.spec.stage}: its process broke the protocol and is ended ({error})")
+            process.popen.kill()
+            return -1
+        return len(payloads)
 
     def _on_pipe(self, process: StageProcess, which: str) -> bool:
         pipe = getattr(process.popen, which)
@@ -284,7 +293,7 @@ class ProcessTable:
         code = process.popen.poll()
         if code is None or process.key not in self.processes:
             return
-        while self._read_socket_to_end(process):
+        while self._read_socket(process) > 0:
             pass
         for which in ("stdout", "stderr"):
             for _ in range(16):  # what a grandchild goes on printing is not waited for
@@ -297,15 +306,6 @@ class ProcessTable:
                 self._selector.unregister(thing)
         process.close()
         self._on_exit(process.key, how_ended(code), position, list(process.stderr_lines))
-
-    def _read_socket_to_end(self, process: StageProcess) -> bool:
-        try:
-            payloads = process.connection.read()
-        except ConnectionClosed:
-            return False
-        for payload in payloads:
-            self._on_message(process.key, decode(payload))
-        return bool(payloads)
 
 
 def how_ended(code: int) -> str:

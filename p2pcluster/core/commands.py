@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from p2pcluster.core.codec import Buffer, Message, decode_all
@@ -156,8 +156,11 @@ def decode_commands(body: Buffer) -> list[tuple[Message, int]]:
     return commands
 
 
-def check_fields(message: Message) -> None:
-    """The gateway for commands that come from elsewhere. Raises `RemoteProtocolError` where a field is missing or of a wrong type."""
+def check(message: Message) -> None:
+    """The gateway for commands that come from elsewhere: what passes here, apply takes in without looking again.
+
+    Raises `RemoteProtocolError` that names the field.
+    """
     fields = FIELDS.get(message.kind)
     if fields is None:
         raise RemoteProtocolError(f"{message.kind!r} is not a command")
@@ -165,7 +168,99 @@ def check_fields(message: Message) -> None:
         value = message.fields.get(name, ...)
         wrong_bool = isinstance(value, bool) and bool not in types
         if value is ... or not isinstance(value, types) or wrong_bool:
-            raise RemoteProtocolError(f"command {message.kind!r}: field {name!r} is missing or of a wrong type")
+            raise _wrong(message, name)
+        inside = _INSIDE.get(name)
+        if inside is not None and not inside(value):
+            raise _wrong(message, name)
+    if message.kind in ("put", "done"):
+        _check_ports(message)
+    elif len(message.blobs) != (1 if message.kind == "bundle_part" else 0):
+        raise RemoteProtocolError(f"command {message.kind!r} has {len(message.blobs)} blobs")
+
+
+def _wrong(message: Message, name: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"command {message.kind!r}: field {name!r} is missing or not what it must be")
+
+
+def _check_ports(message: Message) -> None:
+    ports = read_ports(message.fields["ports"], message.blobs)
+    inputs = sum(hi - lo for lo, hi in message.fields["ranges"]) if message.kind == "done" else None
+    for port, _ in ports:
+        sizes = lengths_of(port.lengths)
+        whole = sum(sizes) == len(port.body) and len(sizes) > 0
+        counts = None if port.counts is None else lengths_of(port.counts)
+        if counts is not None:
+            whole = whole and inputs == len(counts) and sum(counts) == len(sizes)
+        elif inputs is not None and not message.fields["whole"]:
+            whole = whole and inputs == len(sizes)
+        if port.keys is not None:
+            whole = whole and message.kind == "put" and len(keys_of(port.keys)) == len(sizes)
+        if not whole:
+            raise RemoteProtocolError(f"command {message.kind!r}: a port's blobs do not fit each other")
+    used = sum(2 + (port.counts is not None) + (port.keys is not None) for port, _ in ports)
+    cursor = bool(message.kind == "put" and message.fields["source"] and message.fields["source"].get("cursor"))
+    if used + cursor != len(message.blobs):
+        raise RemoteProtocolError(f"command {message.kind!r} has {len(message.blobs)} blobs and its ports take {used}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _are_ranges(ranges: list[Any]) -> bool:
+    before = 0
+    for pair in ranges:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and before < pair[1] and before <= pair[0] < pair[1]):
+            return False
+        before = pair[1]
+    return bool(ranges)
+
+
+def _are_ids(ids: list[Any] | None) -> bool:
+    return ids is None or all(map(_is_number, ids))
+
+
+def _are_ports(ports: list[Any]) -> bool:
+    return all(
+        isinstance(port, dict) and set(port) <= {"queues", "counts", "keys"} and isinstance(port.get("queues"), list)
+        and port["queues"] and all(isinstance(name, str) for name in port["queues"]) for port in ports
+    )
+
+
+def _is_source(source: dict[str, Any] | None) -> bool:
+    kinds = {"count": int, "hash": str, "finished": bool, "cursor": bool}
+    return source is None or all(isinstance(value, kinds.get(name, ())) for name, value in source.items())
+
+
+def _is_manifest(manifest: dict[str, Any]) -> bool:
+    """Whether apply and the leader find what they look for; that the graph is sound is the graph check's word."""
+    try:
+        queues = {queue["name"] for queue in manifest["queues"] if {"maxsize", "bytes_max", "read_by", "results", "outside"} <= set(queue)}
+        names = {name for stage in manifest["stages"] for port in stage["ports"] for name in port["queues"]}
+        names |= {stage["reads"] for stage in manifest["stages"] if stage["reads"] is not None}
+        return names <= queues and all(
+            {"name", "kind", "processes", "per_node", "retries", "backoff_s", "timeout_s", "sharded", "shape"} <= set(stage)
+            for stage in manifest["stages"]
+        ) and all(len(edge) == 2 for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
+    except (KeyError, TypeError):
+        return False
+
+
+_INSIDE: dict[str, Callable[[Any], bool]] = {
+    "producer": lambda p: len(p) == 3 and isinstance(p[0], str) and _is_number(p[1]) and _is_number(p[2]),
+    "fence": lambda f: len(f) == 3 and isinstance(f[0], str) and isinstance(f[1], str) and _is_number(f[2]),
+    "ranges": _are_ranges,
+    "ids": _are_ids,
+    "id": _is_number,
+    "delay_ms": _is_number,
+    "part": _is_number,
+    "parts": lambda n: _is_number(n) and n > 0,
+    "ports": _are_ports,
+    "source": _is_source,
+    "manifest": _is_manifest,
+    "ran": lambda ran: all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
+    "producers": lambda keys: all(isinstance(key, str) for key in keys),
+}
 
 
 def keys_of(blob: Buffer) -> list[str | None]:

@@ -303,7 +303,8 @@ class Node:
     # ---- commands of sessions
 
     def _on_command(self, session: Session, message: Message) -> None:
-        commands.check_fields(message)
+        if session.kind == "client":
+            commands.check(message)
         if message.kind == "put":
             self._on_put(session, message)
             return

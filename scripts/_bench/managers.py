@@ -19,6 +19,7 @@ from typing import Any
 QUEUE_ITEMS_MAX = 10_000  # as much as a queue of ours holds
 END = None
 NAP_S = 0.01
+NAP_PROCESSES = 8
 
 
 class Queues(BaseManager):
@@ -79,6 +80,17 @@ def total(manager: Any, items: int, batch: int) -> dict[str, Any]:
     return {"count": count, "total": added, "first_s": first_s, "last_s": time.monotonic()}
 
 
+def naps(manager: Any, items: int, batch: int) -> dict[str, Any]:
+    """Tasks for `nap`, once all who will do them are there."""
+    ready_q, out_q = manager.ready_q(), manager.in_q()
+    for _ in range(NAP_PROCESSES):
+        ready_q.get()
+    for number in range(items):
+        out_q.put(number)
+    out_q.put(END)
+    return {}
+
+
 def nap(manager: Any, items: int, batch: int) -> dict[str, Any]:
     """One of several: sleeps for each item, and passes the end on to the next."""
     in_q, out_q = manager.in_q(), manager.out_q()
@@ -89,6 +101,11 @@ def nap(manager: Any, items: int, batch: int) -> dict[str, Any]:
         out_q.put((began_s, time.monotonic()))
     in_q.put(END)
     return {}
+
+
+def collect(manager: Any, items: int, batch: int) -> dict[str, Any]:
+    in_q = manager.out_q()
+    return {"naps": [in_q.get() for _ in range(items)]}
 
 
 def stamps(manager: Any, items: int, batch: int) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def latencies(manager: Any, items: int, batch: int) -> dict[str, Any]:
     return {"latencies_ms": took_ms}
 
 
-ROLES = {role.__name__: role for role in (source, square, total, nap, stamps, latencies)}
+ROLES = {role.__name__: role for role in (source, square, total, naps, nap, collect, stamps, latencies)}
 
 
 def main(argv: list[str]) -> None:

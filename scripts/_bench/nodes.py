@@ -5,6 +5,7 @@ Every wait is bounded, and whatever was started is ended by its own process id.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -120,6 +121,9 @@ class Node:
                 if self._ended or not self._changed.wait(max(0.0, deadline_s - time.monotonic())):
                     raise self._failed(f"did not print {text.strip()!r} in {timeout_s:g} s")
 
+    def wait_for_serving(self) -> float:
+        return self.wait_for_line(SERVES)
+
     def wait_until_done(self, timeout_s: float) -> None:
         """For `--until-done`: the run is done and nothing is parked."""
         try:
@@ -179,13 +183,12 @@ def _copied_project(folder: Path, project: str | None, file: str) -> Path:
     target.mkdir(exist_ok=True)
     if project is not None:
         shutil.copyfile(PROJECTS / project / file, target / "pipeline.py")
+        shutil.copyfile(PROJECTS / "common.py", target / "common.py")
     return target
 
 
 def read_json_file(path: Path) -> Any:
     """What a stage wrote when it ended. Raises `BenchError` where there is nothing."""
-    import json
-
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

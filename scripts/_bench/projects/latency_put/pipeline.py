@@ -1,24 +1,7 @@
-"""One item at a time at an idle pipeline: another program puts the time, the sink looks how long ago that is."""
+"""One item at a time at an idle pipeline, by another program."""
 
-import json
-import time
-from pathlib import Path
+from common import Latencies
 
-from p2pcluster import Pipeline, Queue, current, sink
-
-
-
-@sink
-class Latencies:
-    def __enter__(self):
-        self.took_ms = []
-        return self
-
-    def __call__(self, put_s):
-        self.took_ms.append(1000 * (time.monotonic() - put_s))
-
-    def __exit__(self, *error):
-        (Path(current().out_dir) / "Latencies.json").write_text(json.dumps(self.took_ms))
-
+from p2pcluster import Pipeline, Queue
 
 pipeline = Pipeline("latency_put", Queue("stamps") >> Latencies)

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from pathlib import Path
+
+from common import here
 
 from p2pcluster import Pipeline, current, sink, source, stage
 
@@ -14,9 +15,8 @@ READY_S = 60.0
 
 @source
 def tasks():
-    folder = Path(current().out_dir)
     deadline_s = time.monotonic() + READY_S
-    while len(list(folder.glob("*.ready"))) < PROCESSES and time.monotonic() < deadline_s:
+    while len(list(here(".").glob("*.ready"))) < PROCESSES and time.monotonic() < deadline_s:
         time.sleep(0.01)
     yield from range(current().params["items"])
 
@@ -24,13 +24,13 @@ def tasks():
 @stage(processes=PROCESSES)
 class Nap:
     def __enter__(self):
-        (Path(current().out_dir) / f"{os.getpid()}.ready").touch()
+        here(f"{os.getpid()}.ready").touch()
         return self
 
     def __call__(self, number):
         began_s = time.monotonic()
         time.sleep(NAP_S)
-        return began_s, time.monotonic(), os.getpid()
+        return began_s, time.monotonic()
 
     def __exit__(self, *error):
         pass
@@ -38,6 +38,8 @@ class Nap:
 
 @sink
 class Collect:
+    """When each nap began and ended."""
+
     def __enter__(self):
         self.naps = []
         return self
@@ -46,7 +48,7 @@ class Collect:
         self.naps.append(nap)
 
     def __exit__(self, *error):
-        (Path(current().out_dir) / "Collect.json").write_text(json.dumps(self.naps))
+        here("Collect.json").write_text(json.dumps(self.naps))
 
 
 pipeline = Pipeline("w2", tasks >> Nap >> Collect, params={"items": 2000})

@@ -1,0 +1,344 @@
+"""The cases: what each one runs, and how its figures come out of what was seen. Every count and sum is checked first."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _bench.machine import Sampler, children_of, percentile, usage_of
+from _bench.nodes import BenchError, Node, environment, read_json_file, scratch
+
+MANAGERS = Path(__file__).with_name("managers.py")
+W2_PROCESSES = 8
+W2_NAP_S = 0.01
+PUT_PAUSE_S = 0.02
+RATE_MIN_PER_S = 500  # slower than this is not a figure but a failure: bounds every wait
+MIB = 1 << 20
+
+Figures = dict[str, Any]
+
+
+class Sizes(NamedTuple):
+    """How much each case does."""
+
+    items: int = 1_000_000
+    slow_items: int = 500_000
+    managers_items: int = 50_000  # one get and one put for each: a fiftieth of the rate of the others
+    naps: int = 2_000
+    latencies: int = 500
+    starts: int = 5
+    idle_s: float = 10.0
+
+
+QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0)
+
+
+def time_allowed_s(items: int) -> float:
+    return 60.0 + items / RATE_MIN_PER_S
+
+
+def sum_of_squares(items: int) -> int:
+    return (items - 1) * items * (2 * items - 1) // 6
+
+
+def check_total(who: str, found: Figures, items: int) -> None:
+    """Raises `BenchError` unless every item came, once."""
+    expected = (items, sum_of_squares(items))
+    if (found["count"], found["total"]) != expected:
+        raise BenchError(f"{who}: count and sum are {found['count']:,} and {found['total']:,}, and should be {expected[0]:,} and {expected[1]:,}")
+
+
+def rate_per_s(found: Figures, items: int) -> float:
+    return items / (found["last_s"] - found["first_s"])
+
+
+# ---- W1
+
+
+def w1(sizes: Sizes) -> Figures:
+    """Small items through three processes, fsync before acknowledge."""
+    return _w1(sizes.items, None)
+
+
+def w1_slow_disk(sizes: Sizes) -> Figures:
+    """The same with 10 ms added to each fsync."""
+    return _w1(sizes.slow_items, 0.010)
+
+
+def _w1(items: int, delay_s: float | None) -> Figures:
+    with scratch() as folder, Node(folder, "w1", "--until-done", params={"items": items}, delay_s=delay_s) as node:
+        with Sampler(node.pid) as sampler:
+            node.wait_until_done(time_allowed_s(items))
+        out = node.out_dir("w1")
+        found = read_json_file(out / "Total.json")
+        check_total("W1", found, items)
+        names = {node.pid: "node", int((out / "numbers.pid").read_text()): "source", int((out / "Total.pid").read_text()): "sink"}
+        log = node.log_size()
+        return {
+            "items": items, "rate_per_s": rate_per_s(found, items),
+            "cpu_s_per_100k": _cpu_per_100k(sampler, names, found, items),
+            "node_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid)),
+            "commits": log.entries, "items_per_commit": items / log.entries,
+        }
+
+
+def _cpu_per_100k(sampler: Sampler, names: dict[int, str], found: Figures, items: int) -> Figures:
+    """By process; the one child that has no name of its own is the stage."""
+    figures = {}
+    for pid in sampler.pids():
+        cpu_s = sampler.cpu_s_between(pid, found["first_s"], found["last_s"])
+        if cpu_s:
+            figures[names.get(pid, "stage")] = cpu_s * 100_000 / items
+    return {**figures, "all": sum(figures.values())}
+
+
+# ---- the baseline
+
+
+def managers(sizes: Sizes) -> Figures:
+    """W1 over managers' queues: one message for each item, and a thousand items in a message."""
+    return {
+        "plain": _managers_w1(sizes.managers_items, 1),
+        "batched": _managers_w1(sizes.items, 1000),
+    }
+
+
+def _managers_w1(items: int, batch: int) -> Figures:
+    with _managers(batch) as start:
+        workers = {"source": start("source", items), "stage": start("square", items), "sink": start("total", items)}
+        reports = {name: report(time_allowed_s(items)) for name, report in workers.items()}
+        found = reports["sink"]
+        check_total("managers", found, items)
+        server = usage_of(start.server_pid)
+    cpu = {"server": server.cpu_s if server else None, **{name: report["cpu_s"] for name, report in reports.items()}}
+    known = {name: cpu_s * 100_000 / items for name, cpu_s in cpu.items() if cpu_s is not None}
+    return {"items": items, "rate_per_s": rate_per_s(found, items), "cpu_s_per_100k": {**known, "all": sum(known.values())}}
+
+
+class _Managers:
+    """Calling it starts a worker, and gives what waits for its report."""
+
+    def __init__(self, server_pid: int, port: int, batch: int, authkey: str, processes: ExitStack) -> None:
+        self.server_pid = server_pid
+        self._port = port
+        self._batch = batch
+        self._authkey = authkey
+        self._processes = processes
+
+    def __call__(self, role: str, items: int) -> Callable[[float], Figures]:
+        popen = _script(self._processes, role, str(self._port), str(items), str(self._batch), self._authkey)
+
+        def report(timeout_s: float) -> Figures:
+            try:
+                text, _ = popen.communicate(timeout=timeout_s)
+                return dict(json.loads(text))
+            except (subprocess.TimeoutExpired, ValueError) as error:
+                raise BenchError(f"the managers' {role} gave no figures: {error}") from error
+
+        return report
+
+
+@contextmanager
+def _managers(batch: int) -> Iterator[_Managers]:
+    authkey = secrets.token_hex(16)
+    with ExitStack() as processes:
+        server = _script(processes, "serve", str(batch), authkey)
+        assert server.stdout is not None, "its output is a pipe"
+        line = server.stdout.readline()
+        if not line:
+            raise BenchError("the managers' server did not start")
+        yield _Managers(server.pid, int(line), batch, authkey, processes)
+
+
+def _script(processes: ExitStack, *arguments: str) -> subprocess.Popen[str]:
+    popen = subprocess.Popen([sys.executable, str(MANAGERS), *arguments], env=environment(), text=True,
+                             stdin=subprocess.PIPE if arguments[0] == "serve" else subprocess.DEVNULL, stdout=subprocess.PIPE)
+    processes.callback(_end, popen)
+    return popen
+
+
+def _end(popen: subprocess.Popen[str]) -> None:
+    if popen.poll() is None:
+        popen.kill()
+    popen.communicate()
+
+
+# ---- W2
+
+
+def w2(sizes: Sizes) -> Figures:
+    """Tasks that sleep 10 ms, in eight processes: the ideal's share of the time that it takes, first to last."""
+    return {"tasks": sizes.naps, "share_of_ideal": _w2(sizes.naps), "managers_share_of_ideal": _managers_w2(sizes.naps)}
+
+
+def _w2(naps: int) -> float:
+    with scratch() as folder, Node(folder, "w2", "--until-done", params={"items": naps}) as node:
+        node.wait_until_done(time_allowed_s(naps))
+        return _share_of_ideal("W2", read_json_file(node.out_dir("w2") / "Collect.json"), naps)
+
+
+def _managers_w2(naps: int) -> float:
+    with _managers(1) as start:
+        workers = [start("nap", naps) for _ in range(W2_PROCESSES)]
+        start("naps", naps)
+        collected = start("collect", naps)(time_allowed_s(naps))
+        for report in workers:
+            report(time_allowed_s(naps))
+        return _share_of_ideal("managers", collected["naps"], naps)
+
+
+def _share_of_ideal(who: str, spans: Sequence[Sequence[float]], naps: int) -> float:
+    if len(spans) != naps:
+        raise BenchError(f"{who}: {len(spans)} tasks were done, and should be {naps}")
+    took_s = max(ended_s for _, ended_s in spans) - min(began_s for began_s, _ in spans)
+    return naps * W2_NAP_S / W2_PROCESSES / took_s
+
+
+# ---- idle latency
+
+
+def latency(sizes: Sizes) -> Figures:
+    """One item at a time at an idle pipeline, from its put to the sink."""
+    return {
+        "items": sizes.latencies, "source": _latency_of_source(sizes.latencies), "put": _latency_of_put(sizes.latencies),
+        "managers": _latency_of_managers(sizes.latencies),
+    }
+
+
+def _latency_of_source(items: int) -> Figures:
+    with scratch() as folder, Node(folder, "latency_source", "--until-done", params={"items": items}) as node:
+        node.wait_until_done(time_allowed_s(items))
+        return _latency_figures(read_json_file(node.out_dir("latency_source") / "Latencies.json"), items)
+
+
+def _latency_of_put(items: int) -> Figures:
+    """By `connect().put` of this process; also how long `put` takes to return, which it does when the item is durable."""
+    returned_ms = []
+    with scratch() as folder, Node(folder, "latency_put", "--until-done") as node:
+        node.wait_for_line("run 1 starts")
+        with node.connect("latency_put") as cluster:
+            for _ in range(items):
+                time.sleep(PUT_PAUSE_S)
+                put_s = time.monotonic()
+                cluster.put("stamps", put_s)
+                returned_ms.append(1000 * (time.monotonic() - put_s))
+            cluster.close("stamps")
+        node.wait_until_done(time_allowed_s(items))
+        found = read_json_file(node.out_dir("latency_put") / "Latencies.json")
+    figures = _latency_figures(found, items)
+    return {**figures, **{f"returned_{name}": value for name, value in _latency_figures(returned_ms, items).items()}}
+
+
+def _latency_of_managers(items: int) -> Figures:
+    with _managers(1) as start:
+        stamped, taken = start("stamps", items), start("latencies", items)
+        stamped(time_allowed_s(items))
+        return _latency_figures(taken(time_allowed_s(items))["latencies_ms"], items)
+
+
+def _latency_figures(took_ms: Sequence[float], items: int) -> Figures:
+    """Without the first tenth, which meets processes that still start."""
+    if len(took_ms) != items:
+        raise BenchError(f"{len(took_ms)} single items arrived, and should be {items}")
+    warm = took_ms[items // 10 :]
+    return {"p50_ms": percentile(warm, 0.5), "p99_ms": percentile(warm, 0.99)}
+
+
+# ---- start, idle cost
+
+
+def start(sizes: Sizes) -> Figures:
+    """From the node's start, with nothing there yet, to its first *done*: one item through source, stage and sink. Medians."""
+    serves, arrives, done = [], [], []
+    for _ in range(sizes.starts):
+        with scratch() as folder, Node(folder, "w1", "--until-done", params={"items": 1}) as node:
+            done.append(node.wait_for_line("run 1 done") - node.started_s)
+            node.wait_until_done(time_allowed_s(1))
+            serves.append(node.wait_for_serving() - node.started_s)
+            found = read_json_file(node.out_dir("w1") / "Total.json")
+            check_total("start", found, 1)
+            arrives.append(found["first_s"] - node.started_s)
+    return {
+        "serves_s": percentile(serves, 0.5), "first_item_at_sink_s": percentile(arrives, 0.5),
+        "first_run_done_s": percentile(done, 0.5), "first_run_done_s_max": max(done),
+    }
+
+
+def idle(sizes: Sizes) -> Figures:
+    """What a node costs that has nothing to do: alone, and with stage processes that wait."""
+    return {"alone": _idle(None, 0, sizes.idle_s), "with_stages": _idle("idle", 3, sizes.idle_s)}
+
+
+def _idle(project: str | None, processes: int, idle_s: float) -> Figures:
+    with scratch() as folder, Node(folder, project) as node:
+        node.wait_for_serving()
+        deadline_s = time.monotonic() + time_allowed_s(0)
+        while len(children_of(node.pid)) < processes and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        time.sleep(min(2.0, idle_s))  # what follows a start, checkpoints among it, is over
+        pids = [node.pid, *children_of(node.pid)]
+        before, began_s = [usage_of(pid) for pid in pids], time.monotonic()
+        time.sleep(idle_s)
+        after, took_s = [usage_of(pid) for pid in pids], time.monotonic() - began_s
+        node.stop()
+    shares = [100 * (b.cpu_s - a.cpu_s) / took_s for a, b in zip(before, after, strict=True) if a and b]
+    sizes_mib = [usage.rss_bytes / MIB for usage in after if usage]
+    if not shares:
+        return {"node_cpu_percent": None, "node_rss_mib": None}
+    figures = {"node_cpu_percent": shares[0], "node_rss_mib": sizes_mib[0]}
+    return figures if not processes else {**figures, "stage_cpu_percent": sum(shares[1:]) / processes, "stage_rss_mib": max(sizes_mib[1:])}
+
+
+# ---- a million ready items
+
+
+def million(sizes: Sizes) -> Figures:
+    """They are put while nobody reads; the node is killed, stopped, started again; then a new version reads them."""
+    items = sizes.items
+    with scratch() as folder:
+        figures: Figures = {"items": items}
+        with Node(folder, "million", params={"items": items}) as node, Sampler(node.pid) as sampler:
+            began_s = node.wait_for_line("run 1 starts")
+            ended_s = _wait_until_done(node, time_allowed_s(items))
+            figures |= {"fill_rate_per_s": items / (ended_s - began_s), "rss_mib": _rss_mib(node)}
+            node.kill()
+        figures |= {"fill_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
+        with Node(folder, "million") as node:
+            figures |= {"start_after_kill_s": node.wait_for_serving() - node.started_s, "restarted_rss_mib": _rss_mib(node)}
+            node.stop()
+        with Node(folder, "million", "--again", "--until-done", file="drain.py", params={"items": items}) as node, \
+                Sampler(node.pid) as sampler:
+            figures |= {"start_after_stop_s": node.wait_for_serving() - node.started_s}
+            node.wait_until_done(time_allowed_s(items))
+            found = read_json_file(node.out_dir("million") / "Total.json")
+            check_total("million", found, items)
+        return {**figures, "drain_rate_per_s": rate_per_s(found, items), "drain_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
+
+
+def _wait_until_done(node: Node, timeout_s: float) -> float:
+    deadline_s = time.monotonic() + timeout_s
+    with node.connect("million") as cluster:
+        cluster.wait(max(1.0, deadline_s - time.monotonic()))
+        return time.monotonic()
+
+
+def _rss_mib(node: Node) -> float | None:
+    usage = usage_of(node.pid)
+    return None if usage is None else _mib(usage.rss_bytes)
+
+
+def _mib(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / MIB
+
+
+CASES: dict[str, Callable[[Sizes], Figures]] = {
+    "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start, "idle": idle,
+    "million": million,
+}
