@@ -7,7 +7,7 @@ commits are fast, in a thread when they are slow), and what starting and stoppin
 from __future__ import annotations
 
 import contextlib
-import logging
+import gc
 import os
 import platform
 import random
@@ -35,7 +35,7 @@ from p2pcluster.core.node import Grant, Node, NodeReady, Session, grant_message,
 from p2pcluster.core.queues import Chunk
 from p2pcluster.errors import ClusterError, HomeError, JournalError, ProjectError, ProtocolError
 from p2pcluster.home import Home, Keyfile
-from p2pcluster.journal import Checkpoint, Journal, Write, checkpoint_of
+from p2pcluster.journal import Checkpoint, Compaction, Journal, Write, checkpoint_of
 from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 
 LOCAL = "local"  # the session of this machine's own executor
@@ -44,9 +44,9 @@ COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
 COMMIT_WEIGHT = 0.2  # of the newest commit in that average
 TICK_S = 0.02
 IDLE_TICK_S = 0.1
-COMPACT_BYTES = 1 << 20  # copied or deleted in one slice
-
-log = logging.getLogger("p2pcluster")
+COMPACT_BYTES = 1 << 20  # copied in one slice, or a fourth of what is deleted
+WAL_BUSY_BYTES = config.WAL_BYTES_MAX // 2  # copied back while work goes on, which then waits for it ...
+WAL_IDLE_BYTES = config.WAL_BYTES_MAX // 64  # ... and long before that when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,15 @@ class Offer:
 
 
 class Committer:
-    """Writes to the journal, inline or in a thread; one write at a time. `wake` is called from the thread when one is done."""
+    """Work on the journal, inline or in a thread; one piece at a time. `wake` is called from the thread when one is done."""
 
     def __init__(self, journal: Journal, wake: Callable[[], None]) -> None:
         self.journal = journal
         self.seconds = 0.0
         self._wake = wake
         self._lock = threading.Condition()
-        self._job: Write | None = None
-        self._finished = False
+        self._job: Callable[[], Compaction] | None = None
+        self._result: Compaction | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -80,52 +80,54 @@ class Committer:
     def is_slow(self) -> bool:
         return self.seconds > COMMIT_FAST_S
 
-    def write(self, write: Write) -> None:
+    def write(self, write: Write) -> Compaction:
         """Write now; durable when this returns. Raises `JournalError`."""
         started_s = time.monotonic()
-        self.journal.write(write)
+        compaction = self.journal.write(write)
         self.seconds += COMMIT_WEIGHT * (time.monotonic() - started_s - self.seconds)
+        return compaction
 
-    def begin(self, write: Write) -> None:
-        """Write in the thread; `take_finished` says when it is done."""
-        assert self._job is None, "one write at a time"
+    def begin(self, job: Callable[[], Compaction]) -> None:
+        """Do `job` in the thread; `take_finished` says when it is done."""
+        assert self._job is None, "one piece at a time"
         if self._thread is None:
             sys.setswitchinterval(0.0005)  # a thread that waits for the interpreter waits this long, ten times less than usual
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
         with self._lock:
-            self._job, self._finished = write, False
+            self._job, self._result = job, None
             self._lock.notify()
 
-    def take_finished(self) -> bool:
-        """Whether the write that was begun is durable. Raises `JournalError`."""
+    def take_finished(self) -> Compaction | None:
+        """What the job that was begun gave, once it is done. Raises what it raised."""
         with self._lock:
             if self._error is not None:
                 raise self._error
-            if not self._finished:
-                return False
-            self._job, self._finished = None, False
-            return True
+            if self._result is None:
+                return None
+            result, self._job, self._result = self._result, None, None
+            return result
 
     def wait(self) -> None:
-        """Until the write that was begun is over."""
+        """Until the job that was begun is over."""
         with self._lock:
-            while self._job is not None and not self._finished and self._error is None:
+            while self._job is not None and self._result is None and self._error is None:
                 self._lock.wait()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                while self._job is None or self._finished:
+                while self._job is None or self._result is not None or self._error is not None:
                     self._lock.wait()
                 job = self._job
+            result: Compaction | None = None
             error: BaseException | None = None
             try:
-                self.write(job)
-            except JournalError as caught:
+                result = job()
+            except BaseException as caught:  # it belongs to the loop, which raises it again
                 error = caught
             with self._lock:
-                self._finished, self._error = error is None, error
+                self._result, self._error = result, error
                 self._lock.notify_all()
             self._wake()
 
@@ -222,12 +224,14 @@ class Daemon:
         self.home.write_address(*self._listener.address, self.options.cluster)
         self.node.tick(now_ms)
         self._pump()
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again
         self._out(f"node {self.name} leads cluster {self.options.cluster} at {self.address}; home {self.home.path}")
         self._offer_project()
 
     def _load_log(self, log: Log, recovered: Any) -> None:
         """The log as the core knows it: what is committed without its bytes, which stay in the journal."""
-        for entry in self.journal.entries(recovered.base_index):
+        for entry in self.journal.entries(recovered.base_index, bodies_after=recovered.commit_index):
             log.append([entry])
             log.release_through(min(entry.index, recovered.commit_index))
 
@@ -294,13 +298,11 @@ class Daemon:
             self._exit_code = self._stop_code
 
     def _close(self) -> None:
-        self._committer.wait()
-        if self._in_flight is not None and self._committer.take_finished():
-            self.node.advance(self._in_flight)
-            self._in_flight = None
-        self._pump()
-        self._committer.wait()
         self._end_processes()
+        self._pump()
+        while self._committer.is_busy:
+            self._committer.wait()
+            self._pump()
         for connection in self._clients.values():
             with contextlib.suppress(ConnectionClosed):
                 connection.flush()
@@ -399,26 +401,41 @@ class Daemon:
         return grant_message(grant, [self._bodies.of(grant.queue, chunk, lo, hi) for chunk, lo, hi in grant.pieces])
 
     def _commit(self) -> bool:
-        if self._in_flight is not None:
-            if not self._committer.take_finished():
+        if self._committer.is_busy:
+            compaction = self._committer.take_finished()
+            if compaction is None:
                 return False
-            self.node.advance(self._in_flight)
-            self._in_flight = None
+            self._after_write(compaction)
             return True
         if not self.node.has_ready():
             return False
-        ready = self.node.ready()
-        if not ready.needs_write:
-            self.node.advance(ready)
+        self._in_flight = self.node.ready()
+        if not self._in_flight.needs_write:
+            self._after_write(Compaction())
             return True
-        write = Write(ready.entries, ready.hard_state, ready.commit_index, ready.sole_voter, checkpoint=self._due_checkpoint())
+        write = self._next_write(self._in_flight)
         if self._committer.is_slow:
-            self._committer.begin(write)
-            self._in_flight = ready
+            self._committer.begin(lambda: self._committer.write(write))
             return False
-        self._committer.write(write)
-        self.node.advance(ready)
+        self._after_write(self._committer.write(write), write.compact is not None)
         return True
+
+    def _next_write(self, ready: NodeReady | None) -> Write:
+        """What is to be written now. The tables' changes and compaction ride with the entries, so that they cost no fsync of their own."""
+        checkpoint = self._due_checkpoint()
+        compact = (self.node.raft.commit_index + 1, COMPACT_BYTES) if self._compacting else None
+        if ready is None:
+            return Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint, compact=compact)
+        return Write(ready.entries, ready.hard_state, ready.commit_index, ready.sole_voter, checkpoint=checkpoint, compact=compact)
+
+    def _after_write(self, compaction: Compaction, compacted: bool = True) -> None:
+        if compacted:
+            self._compacting = compaction.more
+        for chunk in compaction.filled:
+            self.node.state.filled(chunk.queue, chunk.first, chunk.body_crc)
+        if self._in_flight is not None:
+            ready, self._in_flight = self._in_flight, None
+            self.node.advance(ready)
 
     def _due_checkpoint(self) -> Checkpoint | None:
         """The tables' changes ride with a commit, so that they cost no fsync of their own."""
@@ -431,23 +448,23 @@ class Daemon:
         return checkpoint_of(state)
 
     def _keep_house(self, now_s: float) -> None:
-        """Keep the file small: tables when nothing else is written, a shorter log, a shorter write-ahead log."""
-        if self._in_flight is not None:
-            return
-        if self.node.state.dirty_count and now_s > self._checkpointed_s + 2 * config.CHECKPOINT_INTERVAL_S:
-            checkpoint = self._due_checkpoint()
-            self.journal.write(Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint))
-        if self._compacting:
-            self._compacting, filled = self.journal.compact(self.node.raft.commit_index + 1, COMPACT_BYTES)
-            for chunk in filled:
-                self.node.state.filled(chunk.queue, chunk.first, chunk.body_crc)
-        wal_bytes = self.journal.wal_bytes
-        idle = not self.executor.processes or not self.node.has_work
-        if wal_bytes > config.WAL_BYTES_MAX // 4 or (idle and wal_bytes > config.WAL_BYTES_MAX // 64):
-            self.journal.checkpoint_wal()
+        """Keep the file small also when nothing is written: tables, a shorter log, a shorter write-ahead log."""
         if self._old_positions and self.node.is_settled:
             self._old_positions = False
             process.forget_ran_before(self.home.run, self.boot)
+        if self._committer.is_busy:
+            return
+        overdue = self.node.state.dirty_count and now_s > self._checkpointed_s + 2 * config.CHECKPOINT_INTERVAL_S
+        if overdue or (self._compacting and not self.node.has_work):
+            write = self._next_write(None)
+            self._after_write(self._committer.write(write), write.compact is not None)
+        wal_bytes = self.journal.wal_bytes
+        if wal_bytes > (WAL_BUSY_BYTES if self.node.has_work else WAL_IDLE_BYTES):
+            self._committer.begin(self._checkpoint_wal)
+
+    def _checkpoint_wal(self) -> Compaction:
+        self.journal.checkpoint_wal()
+        return Compaction(self._compacting)
 
     def wake(self) -> None:
         """Make the loop turn; for other threads."""

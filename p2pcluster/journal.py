@@ -6,9 +6,10 @@ changed since the last time, which also moves `applied_idx`. Recovery loads the 
 
 Three things make damage visible that SQLite alone would not show: every row carries a CRC, `meta` sums the CRCs of each table,
 and the entries are chained by a hash. A write-ahead log is scanned before SQLite opens it, since SQLite ends at the first bad
-frame without a word; and the mark, a small mapped file beside the journal, says after each commit how far it went, so that even
-the loss of the last transaction is seen. The mark costs no fsync: it survives the death of the process, and after the death of
-the machine it can only be behind.
+frame without a word; and the mark, a small mapped file beside the journal, says after each commit how far the log and the ballot
+(term and vote) went, so that even the loss of the last transaction is seen. The mark costs no fsync: it survives the death of the
+process, and after the death of the machine it can only be behind. Only where the log is cut off does it go back, and then before
+the log does and with a sync.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from p2pcluster import config
@@ -38,8 +39,14 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
 
 _CHAIN_ZERO = bytes(16)
+# Every journal has these rows, so that one that is lost is missed.
+_META_START: dict[str, Any] = {
+    "format": FORMAT, "base_idx": 0, "base_term": 0, "base_at_ms": 0, "base_chain": _CHAIN_ZERO, "term": 0, "voted_for": None,
+    "commit_idx": 0, "applied_idx": 0, "applied_term": 0, "applied_at_ms": 0, "applied_hash": bytes(16), "clean_idx": None,
+    "clean_chain": None, **{f"sum_{table}": 0 for table in TABLES},
+}
 _ENTRY_HEAD = struct.Struct(">QQQB")
-_MARK = struct.Struct(">8sQQ16sI")
+_MARK = struct.Struct(">8sQQQ16sI")
 _MARK_MAGIC = b"p2pmark1"
 _MARK_SLOT_BYTES = 64
 
@@ -55,6 +62,8 @@ def row_crc(values: Iterable[Any]) -> int:
             crc = crc32(data, crc32(b"s%d:" % len(data), crc))
         elif isinstance(value, int):
             crc = crc32(b"i%d;" % value, crc)
+        elif isinstance(value, float):  # nothing here is one: a damaged column can come back so
+            crc = crc32(struct.pack(">d", value), crc32(b"f", crc))
         else:
             crc = crc32(value, crc32(b"b%d:" % len(value), crc))
     return crc
@@ -89,7 +98,10 @@ def checkpoint_of(state: State) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One transaction. `sole_voter`: this node alone is the majority, so an entry is committed when it is durable."""
+    """One transaction. `sole_voter`: this node alone is the majority, so an entry is committed when it is durable.
+
+    `compact`: (index from which on the log is kept, bytes): a slice of compaction that rides along and costs no fsync of its own.
+    """
 
     entries: tuple[Entry, ...] = ()
     hard_state: HardState | None = None
@@ -97,6 +109,7 @@ class Write:
     sole_voter: bool = False
     truncate_from: int | None = None
     checkpoint: Checkpoint | None = None
+    compact: tuple[int, int] | None = None
     meta: tuple[tuple[str, Any], ...] = ()
 
 
@@ -107,6 +120,14 @@ class Filled:
     queue: str
     first: int
     body_crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a slice of compaction did: whether there is more to do, and which chunks have their bytes in their rows now."""
+
+    more: bool = False
+    filled: tuple[Filled, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,34 +157,60 @@ class Mark:
             path.write_bytes(bytes(2 * _MARK_SLOT_BYTES))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 2 * _MARK_SLOT_BYTES)
-        found = read_mark(bytes(self._map))
-        self.last_index, self.chain, self._turn = found if found else (0, _CHAIN_ZERO, 0)
+        self.slot = read_mark(bytes(self._map)) or MarkSlot(0, 0, 0, _CHAIN_ZERO)
 
-    def move(self, last_index: int, chain: bytes) -> None:
-        self._turn += 1
-        head = _MARK.pack(_MARK_MAGIC, self._turn, last_index, chain, 0)[:-4]
-        at = _MARK_SLOT_BYTES * (self._turn % 2)
+    def move(self, last_index: int, ballot: int, chain: bytes) -> None:
+        self.slot = MarkSlot(self.slot.turn + 1, last_index, ballot, chain)
+        head = _MARK.pack(_MARK_MAGIC, *self.slot, 0)[:-4]
+        at = _MARK_SLOT_BYTES * (self.slot.turn % 2)
         self._map[at : at + _MARK.size] = head + struct.pack(">I", crc32(head))
-        self.last_index, self.chain = last_index, chain
+
+    def go_back(self, last_index: int) -> None:
+        """The log is about to be cut off behind `last_index`: a mark that stayed ahead of it would look like a loss."""
+        if self.slot.last_index > last_index:
+            self.move(last_index, self.slot.ballot, _CHAIN_ZERO)
+            self._map.flush()
 
     def close(self) -> None:
         self._map.flush()
         self._map.close()
 
 
-def read_mark(data: bytes) -> tuple[int, bytes, int] | None:
-    """The newer whole slot of a mark's bytes: last index, chain, turn. None when there is none."""
+class MarkSlot(NamedTuple):
+    """What a mark says. `turn` counts its moves; `chain` is that of the last entry, zero where it is not known."""
+
+    turn: int
+    last_index: int
+    ballot: int
+    chain: bytes
+
+    def missing(self, reader: JournalReader) -> str | None:
+        """What `reader`'s journal had committed and does not hold."""
+        if self.last_index > reader.last_index:
+            return f"it ends at entry {reader.last_index} and had committed {self.last_index}"
+        if self.last_index == reader.last_index and self.chain not in (reader.chain, _CHAIN_ZERO):
+            return f"its entry {self.last_index} is not the one that was committed"
+        if self.ballot > ballot_of(reader.meta):
+            return "the last term or vote is not in it"
+        return None
+
+
+def ballot_of(meta: dict[str, Any]) -> int:
+    """Term and vote as one number that only grows: a vote is given once in a term."""
+    term: int = meta["term"]
+    return 2 * term + (meta["voted_for"] is not None)
+
+
+def read_mark(data: bytes) -> MarkSlot | None:
+    """The newer whole slot of a mark's bytes. None when there is none."""
     found = []
     for at in (0, _MARK_SLOT_BYTES):
         slot = data[at : at + _MARK.size]
         if len(slot) == _MARK.size:
-            magic, turn, last_index, chain, crc = _MARK.unpack(slot)
+            magic, *values, crc = _MARK.unpack(slot)
             if magic == _MARK_MAGIC and crc == crc32(slot[:-4]):
-                found.append((turn, last_index, chain))
-    if not found:
-        return None
-    turn, last_index, chain = max(found)
-    return last_index, chain, turn
+                found.append(MarkSlot(*values))
+    return max(found, default=None)
 
 
 class Journal:
@@ -193,7 +240,11 @@ class Journal:
 
         Raises `JournalCorrupt` when the file is not what was written to it, `JournalError` when it is no journal of this version.
         """
-        mark = Mark(mark_path)
+        try:
+            mark = Mark(mark_path)
+        except OSError as error:
+            raise JournalError(f"{mark_path} cannot be written ({error.strerror}): free some space or check who owns it, then start again"
+                               ) from error
         try:
             reader, is_doubtful = _read_checked(path, mark, body_memory_bytes_max) if path.exists() else (None, False)
             with _sqlite_errors(path):
@@ -207,18 +258,24 @@ class Journal:
 
     # ---- writing
 
-    def write(self, write: Write) -> None:
-        """Make `write` durable: it is so when this returns."""
+    def write(self, write: Write) -> Compaction:
+        """Make `write` durable: it is so when this returns. Returns what its slice of compaction did."""
+        if write.truncate_from is not None:
+            self._mark.go_back(write.truncate_from - 1)
+        compaction = Compaction()
         with _sqlite_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             self._write_in_transaction(write)
+            if write.compact is not None:
+                compaction = self._compact(*write.compact)
             self._db.execute("COMMIT")
         self.commits += 1
-        self._mark.move(self._last_index, self._chain)
+        self._mark.move(self._last_index, ballot_of(self._meta), self._chain)
+        return compaction
 
     def _write_in_transaction(self, write: Write) -> None:
         meta: dict[str, Any] = dict(write.meta)
-        if self._meta.get("clean_idx") is not None:
+        if self._meta["clean_idx"] is not None:
             meta["clean_idx"] = None
         if write.hard_state is not None:
             meta |= {"term": write.hard_state.term, "voted_for": write.hard_state.voted_for}
@@ -226,7 +283,7 @@ class Journal:
             self._truncate(write.truncate_from)
         for entry in write.entries:
             self._insert(entry, entry.index if write.sole_voter else write.commit_index)
-        if not write.entries and write.commit_index > self._meta.get("commit_idx", 0):
+        if not write.entries and write.commit_index > self._meta["commit_idx"]:
             meta["commit_idx"] = write.commit_index
         if write.checkpoint is not None:
             self._write_rows(write.checkpoint.rows)
@@ -243,7 +300,7 @@ class Journal:
         self._log_bytes += len(entry.body)
 
     def _truncate(self, from_index: int) -> None:
-        commit = max(self._db.execute("SELECT max(commit_idx) FROM journal").fetchone()[0] or 0, self._meta.get("commit_idx", 0))
+        commit = max(self._db.execute("SELECT max(commit_idx) FROM journal").fetchone()[0] or 0, self._meta["commit_idx"])
         assert from_index > commit, f"entry {from_index} is committed and would be cut off"
         self._db.execute("DELETE FROM journal WHERE idx >= ?", (from_index,))
         row = self._db.execute("SELECT idx, chain FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
@@ -344,10 +401,11 @@ class Journal:
         body: bytes = row[0]
         return body
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        """The log's entries above `after`; they were checked when the journal was opened."""
+    def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
+        """The log's entries above `after`, up to `bodies_after` without their bodies; they were checked when the journal was opened."""
         with _sqlite_errors(self.path):
-            for row in self._db.execute("SELECT idx, term, at_ms, kind, body FROM journal WHERE idx > ? ORDER BY idx", (after,)):
+            for row in self._db.execute("SELECT idx, term, at_ms, kind, CASE WHEN idx > ? THEN body ELSE x'' END FROM journal "
+                                        "WHERE idx > ? ORDER BY idx", (bodies_after, after)):
                 yield Entry(*row)
 
     @property
@@ -362,37 +420,32 @@ class Journal:
 
     # ---- keeping small
 
-    def compact(self, keep_from_index: int, bytes_max: int) -> tuple[bool, list[Filled]]:
-        """One slice of work towards a shorter log: whether there is more to do, and which chunks have their bytes in their rows now.
-
-        Entries up to the tables' `applied_idx`, below `keep_from_index`, go once no chunk's row names them. When the log is over
-        its limit, chunks that hold it back get their bytes copied to their own rows, about `bytes_max` a call. It looks at the
-        tables and never at the state, which may be ahead of them.
+    def _compact(self, keep_from_index: int, bytes_max: int) -> Compaction:
+        """Entries up to the tables' `applied_idx`, below `keep_from_index`, go once no chunk's row names them. When the log is over its
+        limit, chunks that hold it back get their bytes copied to their own rows, about `bytes_max` a call. It looks at the tables
+        and never at the state, which may be ahead of them.
         """
         limit = min(self._meta["applied_idx"], keep_from_index - 1)
         if limit <= self._meta["base_idx"]:
-            return False, []
+            return Compaction()
         filled: list[Filled] = []
         held = min(self._pins.values(), default=limit + 1)
         if held <= limit and self._log_bytes > config.LOG_BYTES_MAX:
             filled = self._fill(bytes_max)
             held = min(self._pins.values(), default=limit + 1)
-        more = self._delete_through(min(limit, held - 1), bytes_max)
-        return more or (held <= limit and self._log_bytes > config.LOG_BYTES_MAX), filled
+        more = self._delete_through(min(limit, held - 1), 4 * bytes_max)
+        return Compaction(more or (held <= limit and self._log_bytes > config.LOG_BYTES_MAX), tuple(filled))
 
     def _fill(self, bytes_max: int) -> list[Filled]:
         filled = []
         done_bytes = 0
-        with _sqlite_errors(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            for key, _ in sorted(self._pins.items(), key=lambda pin: pin[1]):
-                crc, size = self._fill_row(key)
-                filled.append(Filled(*key, crc))
-                done_bytes += size
-                if done_bytes > bytes_max:
-                    break
-            self._write_meta({"sum_chunks": self._sums["chunks"]})
-            self._db.execute("COMMIT")
+        for key, _ in sorted(self._pins.items(), key=lambda pin: pin[1]):
+            crc, size = self._fill_row(key)
+            filled.append(Filled(*key, crc))
+            done_bytes += size
+            if done_bytes > bytes_max:
+                break
+        self._write_meta({"sum_chunks": self._sums["chunks"]})
         return filled
 
     def _fill_row(self, key: Row) -> tuple[int, int]:
@@ -409,21 +462,16 @@ class Journal:
         base = self._meta["base_idx"]
         if target <= base:
             return False
-        with _sqlite_errors(self.path):
-            stop = base
-            size = 0
-            rows = self._db.execute("SELECT idx, length(body) FROM journal WHERE idx > ? AND idx <= ? ORDER BY idx", (base, target))
-            for index, length in rows:
-                stop, size = index, size + length
-                if size > 4 * bytes_max:
-                    break
-            if stop == base:
-                return False
-            term, at_ms, chain = self._db.execute("SELECT term, at_ms, chain FROM journal WHERE idx = ?", (stop,)).fetchone()
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("DELETE FROM journal WHERE idx <= ?", (stop,))
-            self._write_meta({"base_idx": stop, "base_term": term, "base_at_ms": at_ms, "base_chain": chain})
-            self._db.execute("COMMIT")
+        stop, size = base, 0
+        rows = self._db.execute("SELECT idx, length(body) FROM journal WHERE idx > ? AND idx <= ? ORDER BY idx", (base, target))
+        for index, length in rows:
+            stop, size = index, size + length
+            if size > bytes_max:
+                break
+        rows.close()
+        term, at_ms, chain = self._db.execute("SELECT term, at_ms, chain FROM journal WHERE idx = ?", (stop,)).fetchone()
+        self._db.execute("DELETE FROM journal WHERE idx <= ?", (stop,))
+        self._write_meta({"base_idx": stop, "base_term": term, "base_at_ms": at_ms, "base_chain": chain})
         self._log_bytes -= size
         return stop < target
 
@@ -490,7 +538,7 @@ class JournalReader:
             if row_crc((key, value)) != crc:
                 raise self._corrupt(f"meta row {key!r} is damaged")
             meta[key] = value
-        for key in ("format", "base_idx", "base_term", "base_at_ms", "base_chain", "applied_idx"):
+        for key in _META_START:
             if key not in meta:
                 raise self._corrupt(f"meta row {key!r} is missing")
         return meta
@@ -499,11 +547,10 @@ class JournalReader:
         for table, spec in TABLES.items():
             names = [name for name in spec.columns if name not in BODY_COLUMNS]
             self.state.load(table, self._rows(table, names, spec.key_columns))
-            if self.sums[table] != self.meta.get(f"sum_{table}", 0):
+            if self.sums[table] != self.meta[f"sum_{table}"]:
                 raise self._corrupt(f"table {table} does not add up: a row is missing or too many")
         applied_idx = self.meta["applied_idx"]
-        self.state.loaded(applied_idx, self.meta.get("applied_term", 0), self.meta.get("applied_at_ms", 0),
-                          self.meta.get("applied_hash", bytes(16)))
+        self.state.loaded(applied_idx, self.meta["applied_term"], self.meta["applied_at_ms"], self.meta["applied_hash"])
 
     def _rows(self, table: str, names: list[str], key_columns: int) -> Iterator[Row]:
         order = ", ".join(names[:key_columns])
@@ -520,14 +567,14 @@ class JournalReader:
     def _read_log(self) -> None:
         self.chain, index = self.meta["base_chain"], self.meta["base_idx"]
         self.log_bytes = 0
-        commit = max(self.meta.get("commit_idx", 0), self._last_commit_idx(), self.meta["applied_idx"])
+        commit = max(self.meta["commit_idx"], self._last_commit_idx(), self.meta["applied_idx"])
         for entry in self.entries(index):
             self.log_bytes += len(entry.body)
             index = entry.index
             if self.state.applied_idx < index <= commit:
                 apply_entry(self.state, entry)
         self.last_index = index
-        clean = self.meta.get("clean_idx")
+        clean = self.meta["clean_idx"]
         if clean is not None and (clean, self.meta["clean_chain"]) != (index, self.chain):
             raise self._corrupt(f"the journal was closed at entry {clean} and ends at {index}", index + 1)
         if self.state.applied_idx > index:
@@ -564,7 +611,7 @@ class JournalReader:
     @property
     def recovered(self) -> Recovered:
         meta = self.meta
-        return Recovered(HardState(meta.get("term", 0), meta.get("voted_for")), meta["base_idx"], meta["base_term"],
+        return Recovered(HardState(meta["term"], meta["voted_for"]), meta["base_idx"], meta["base_term"],
                          meta["base_at_ms"], self.last_index, self.commit_index, self.state)
 
 
@@ -581,18 +628,25 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
 
     Raises `JournalCorrupt`, `JournalError`. The connection is closed: the reader holds what was read.
     """
-    mark = read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
-    scan_for_damage(path, mark is not None)
-    db = _connect_read_only(path)
-    try:
-        with _sqlite_errors(path):
-            _check_format(db, path)
-            reader = JournalReader(db, path)
-    finally:
-        db.close()
-    if mark is not None and mark[0] > reader.last_index:
-        raise behind_mark(path, mark[0], reader.last_index)
-    return reader
+    while True:
+        slot = _slot_at(mark_path)
+        scan_for_damage(path, slot is not None)
+        db = _connect_read_only(path)
+        try:
+            with _sqlite_errors(path):
+                _check_format(db, path)
+                reader = JournalReader(db, path)
+        finally:
+            db.close()
+        missing = slot.missing(reader) if slot else None
+        if missing is None:
+            return reader
+        if _slot_at(mark_path) == slot:  # else its node has cut the log off meanwhile
+            raise corrupt(path, missing, reader.last_index + 1)
+
+
+def _slot_at(mark_path: Path | None) -> MarkSlot | None:
+    return read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
 
 
 def back_up(path: Path, target: Path) -> int:
@@ -627,14 +681,10 @@ def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:
         "or start with a new --home", index)
 
 
-def behind_mark(path: Path, marked: int, last_index: int) -> JournalCorrupt:
-    return corrupt(path, f"it ends at entry {last_index} and had committed {marked}", last_index + 1)
-
-
 def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[JournalReader | None, bool]:
     """What the file holds, if anything, found over a connection that cannot write: one that can would tidy up at its close, and a damaged file is
     to be kept as it is. Also whether its write-ahead log ends in what may be damage, of which the mark says that it is none."""
-    is_doubtful = scan_for_damage(path, mark.last_index > 0)
+    is_doubtful = scan_for_damage(path, mark.slot.turn > 0)
     db = _connect_read_only(path)
     try:
         with _sqlite_errors(path):
@@ -645,9 +695,11 @@ def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[J
             reader = JournalReader(db, path, body_memory_bytes_max) if found else None
     finally:
         db.close()
-    last_index = reader.last_index if reader else 0
-    if mark.last_index > last_index:
-        raise behind_mark(path, mark.last_index, last_index)
+    if reader is None and mark.slot.turn > 0:
+        raise corrupt(path, "it is empty and had committed entries")
+    missing = mark.slot.missing(reader) if reader else None
+    if reader and missing:
+        raise corrupt(path, missing, reader.last_index + 1)
     return reader, is_doubtful
 
 
@@ -672,8 +724,11 @@ def scan_for_damage(path: Path, marked: bool) -> bool:
     """
     wal = path.with_name(path.name + "-wal")
     report = scan_wal(wal)
-    if report.damaged and not (report.last_commit_only and marked):
-        raise corrupt(path, report.damaged)
+    while report.damaged and not (report.last_commit_only and marked):
+        again = scan_wal(wal)
+        if again == report:
+            raise corrupt(path, report.damaged)
+        report = again  # its node began the file anew while it was read
     return report.damaged is not None
 
 
@@ -764,8 +819,7 @@ def _make_tables(db: sqlite3.Connection) -> None:
         keys = ", ".join([*spec.columns][: spec.key_columns])
         parts = [part for part in (columns, bodies, "crc INTEGER", f"PRIMARY KEY ({keys})") if part]
         db.execute(f"CREATE TABLE {table} ({', '.join(parts)})" + ("" if bodies else " WITHOUT ROWID"))
-    for key, value in (("format", FORMAT), ("base_idx", 0), ("base_term", 0), ("base_at_ms", 0), ("base_chain", _CHAIN_ZERO),
-                       ("applied_idx", 0)):
+    for key, value in _META_START.items():
         db.execute("INSERT INTO meta VALUES (?,?,?)", (key, value, row_crc((key, value))))
     db.execute("COMMIT")
 
@@ -791,6 +845,8 @@ def _as_journal_error(path: Path, error: sqlite3.Error) -> JournalError:
         return JournalError(f"{path} cannot be opened for writing ({error}): check who owns it, or choose another --home")
     if name.startswith("SQLITE_IOERR"):
         return JournalError(f"the disk of {path.parent} failed ({error}, {name}): check the disk, then start again")
+    if not name and "decode" in str(error):
+        return corrupt(path, str(error))
     return JournalError(f"{path}: {error} ({name or 'SQLite'}); start again, and if it stays look with scripts/journal_check.py")
 
 

@@ -162,6 +162,8 @@ class Node:
         self._waiters = [waiter for waiter in self._waiters if waiter[0] != session_id]
         for key in [key for key, owner in self._owners.items() if owner == session_id]:
             del self._owners[key]
+        if self._session_of(session.node, session.boot) is not None:
+            return  # it has come back by another connection already
         if self._serving and self._holds_leases(session.node, session.boot):
             grace = 0 if session.kind == "client" else LOST_SESSION_MS
             self._lost[(session.node, session.boot)] = self._now_ms + grace

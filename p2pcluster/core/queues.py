@@ -106,7 +106,7 @@ class ChunkIndex:
         return iter(self._chunks[self._head :])
 
     def append(self, chunk: Chunk) -> None:
-        assert not self._chunks[self._head :] or self._firsts[-1] < chunk.first, "chunks come in the order of their ids"
+        assert not len(self) or self._firsts[-1] < chunk.first, "chunks come in the order of their ids"
         self._firsts.append(chunk.first)
         self._chunks.append(chunk)
 
@@ -369,7 +369,8 @@ class State:
         body_bytes = len(port.body)
         keep = self.body_memory_bytes + body_bytes <= self.body_memory_bytes_max
         chunk = Chunk(queue.next_id, count, pipeline.run if pipeline else 0, context.at_ms, port.lengths if keep else None,
-                      port.body if keep else None, body_bytes, context.index, offset, port.keys)
+                      port.body if keep else None, body_bytes, context.index, offset,
+                      None if port.keys is None else bytes(port.keys))  # a view would keep the whole entry in memory
         if keep:
             self.body_memory_bytes += body_bytes
         queue.chunks.append(chunk)
@@ -472,7 +473,7 @@ class State:
             if key is None:
                 fresh.append((at, key))
                 continue
-            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest not in queue.keys:
                 queue.keys.add(digest)
                 self._touch("keys", (queue.name, digest))
@@ -648,7 +649,7 @@ class State:
         if queue is None:
             return _refused(message, "unknown_queue")
         ids = message.fields["ids"]
-        chosen = [i for i in (sorted(queue.parked) if ids is None else ids) if i in queue.parked]
+        chosen = [i for i in (sorted(queue.parked) if ids is None else dict.fromkeys(ids)) if i in queue.parked]
         for item_id in chosen:
             del queue.parked[item_id]
             queue.ready.add(item_id, item_id + 1)
@@ -725,7 +726,8 @@ class State:
         """Make the pipeline's queues and let them know what the manifest says; those that it no longer names lose their reader."""
         for queue in self.queues.values():
             if queue.pipeline == pipeline.name:
-                queue.read_by = None
+                queue.maxsize = queue.bytes_max = queue.read_by = None
+                queue.results = False
         for record in pipeline.manifest["queues"]:
             queue = self.queue(pipeline.full(record["name"]))
             queue.maxsize, queue.bytes_max = record["maxsize"], record["bytes_max"]
@@ -904,16 +906,14 @@ class State:
         Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is named, `keys` of a queue that began anew as
         `(queue,): None`.
         """
-        rows: Rows = {}
+        rows: Rows = {"keys": {(name,): None for name in self._cleared_keys}}  # before the keys that came since
         for table, keys in self._dirty.items():
-            rows[table] = {}
+            changed = rows.setdefault(table, {})
             for key in keys:
-                rows[table].update(self._rows_of(table, key))
+                changed.update(self._rows_of(table, key))
         gone = rows.setdefault("chunks", {})
         for chunk_key in self._removed_chunks:
             gone.setdefault(chunk_key, None)
-        for name in self._cleared_keys:
-            rows.setdefault("keys", {})[(name,)] = None
         return {table: found for table, found in rows.items() if found}
 
     def filled(self, queue: str, first: int, body_crc: int) -> None:

@@ -93,6 +93,8 @@ class RangeSet:
     def first(self, count: int, outside: RangeSet | None = None) -> list[Range]:
         """The lowest ids, `count` at most, that are not in `outside`."""
         chosen: list[Range] = []
+        if count <= 0:
+            return chosen
         for lo, hi in zip(self._los, self._his, strict=True):
             for a, b in _without(lo, hi, outside):
                 b = min(b, a + count)

@@ -312,6 +312,7 @@ def million(sizes: Sizes) -> Figures:
         figures |= {"fill_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
         with Node(folder, "million") as node:
             figures |= {"start_after_kill_s": node.wait_for_serving() - node.started_s, "restarted_rss_mib": _rss_mib(node)}
+            _check_ready(node, items)
             node.stop()
         with Node(folder, "million", "--again", "--until-done", file="drain.py", params={"items": items}) as node, \
                 Sampler(node.pid) as sampler:
@@ -327,6 +328,13 @@ def _wait_until_done(node: Node, timeout_s: float) -> float:
     with node.connect("million") as cluster:
         cluster.wait(max(1.0, deadline_s - time.monotonic()))
         return time.monotonic()
+
+
+def _check_ready(node: Node, items: int) -> None:
+    with node.connect("million") as cluster:
+        ready = [queue["ready"] for queue in cluster.status()["queues"] if queue["name"] == "waiting"]
+    if ready != [items]:
+        raise BenchError(f"million: {ready} items are ready after the restart, and should be {items:,}")
 
 
 def _rss_mib(node: Node) -> float | None:

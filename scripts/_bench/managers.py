@@ -47,6 +47,7 @@ def connected(port: int, authkey: bytes) -> Any:
 
 def source(manager: Any, items: int, batch: int) -> dict[str, Any]:
     out_q = manager.in_q()
+    _wait_for_workers(manager, 2)
     held = []
     for number in range(items):
         held.append({"number": number})
@@ -61,6 +62,7 @@ def source(manager: Any, items: int, batch: int) -> dict[str, Any]:
 
 def square(manager: Any, items: int, batch: int) -> dict[str, Any]:
     in_q, out_q = manager.in_q(), manager.out_q()
+    manager.ready_q().put(os.getpid())
     while (message := in_q.get()) is not END:
         out_q.put([item["number"] ** 2 for item in message] if batch > 1 else message["number"] ** 2)
     out_q.put(END)
@@ -69,6 +71,7 @@ def square(manager: Any, items: int, batch: int) -> dict[str, Any]:
 
 def total(manager: Any, items: int, batch: int) -> dict[str, Any]:
     in_q = manager.out_q()
+    manager.ready_q().put(os.getpid())
     count = added = 0
     first_s = 0.0
     while (message := in_q.get()) is not END:
@@ -81,10 +84,9 @@ def total(manager: Any, items: int, batch: int) -> dict[str, Any]:
 
 
 def naps(manager: Any, items: int, batch: int) -> dict[str, Any]:
-    """Tasks for `nap`, once all who will do them are there."""
-    ready_q, out_q = manager.ready_q(), manager.in_q()
-    for _ in range(NAP_PROCESSES):
-        ready_q.get()
+    """Tasks for `nap`."""
+    out_q = manager.in_q()
+    _wait_for_workers(manager, NAP_PROCESSES)
     for number in range(items):
         out_q.put(number)
     out_q.put(END)
@@ -124,6 +126,13 @@ def latencies(manager: Any, items: int, batch: int) -> dict[str, Any]:
     while (put_s := in_q.get()) is not END:
         took_ms.append(1000 * (time.monotonic() - put_s))
     return {"latencies_ms": took_ms}
+
+
+def _wait_for_workers(manager: Any, count: int) -> None:
+    """So that nothing piles up, or is done by half of them, before the measurement begins."""
+    ready_q = manager.ready_q()
+    for _ in range(count):
+        ready_q.get()
 
 
 ROLES = {role.__name__: role for role in (source, square, total, naps, nap, collect, stamps, latencies)}

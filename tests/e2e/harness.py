@@ -144,11 +144,8 @@ class NodeProcess:
         return self.wait_for_exit()
 
     def stage_pids(self, stage: str) -> list[int]:
-        """The processes that run a stage; those of a source read no queue and are found by `source_pids`."""
-        return [pid for pid in children_of(self.pid) if _queue_of(pid).rpartition("/")[2] == stage]
-
-    def source_pids(self) -> list[int]:
-        return [pid for pid in children_of(self.pid) if _queue_of(pid) == "" and _is_stage(pid)]
+        """The live processes that run a stage, a source or a sink of that name."""
+        return [pid for pid in children_of(self.pid) if _stage_of(pid) == stage]
 
     def kill_one(self, pids: Callable[[], list[int]]) -> int:
         """`kill -9` one of the processes that `pids` finds, once there are any; returns its id when it is gone."""
@@ -251,11 +248,11 @@ class Site:
         assert done.code == 0, done.err
         return done
 
-    def results_of(self, text: str, pipeline: str, stage: str, timeout_s: float = WAIT_S) -> list[Any]:
+    def results_of(self, text: str, pipeline: str, stage: str, **others: str) -> list[Any]:
         """Deploy a pipeline, wait until it is done, and read what a last stage returned."""
-        self.deploy(text, pipeline)
+        self.deploy(text, pipeline, **others)
         with self.connect(pipeline) as cluster:
-            cluster.wait(timeout_s)
+            cluster.wait(WAIT_S)
             return list(cluster.results(stage))
 
 
@@ -296,17 +293,7 @@ def _arguments(pid: int) -> list[str]:
         return []
 
 
-def _is_stage(pid: int) -> bool:
-    return _arguments(pid)[-1:] != [] and _arguments(pid)[-1].endswith(".position")
-
-
-def _queue_of(pid: int) -> str:
-    """The queue that a stage process reads, from the position file that it was started with."""
-    if not _is_stage(pid):
-        return ""
-    try:
-        data = Path(_arguments(pid)[-1]).read_bytes()
-    except (FileNotFoundError, IndexError):
-        return ""
-    queue: str = json.loads(data[16:] or b'{"queue": ""}')["queue"]
-    return queue
+def _stage_of(pid: int) -> str | None:
+    """What a stage process runs; it is named at the end of its command line, for people too who look with `ps`."""
+    arguments = _arguments(pid)
+    return arguments[-1].rpartition("/")[2] if "stage" in arguments else None

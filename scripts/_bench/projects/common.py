@@ -1,5 +1,7 @@
 """Sinks that several of the benchmark's pipelines share; copied beside each pipeline.py. Each writes its file when it ends."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 from p2pcluster import current, sink
 
 
-def here(name):
+def here(name: str) -> Path:
     return Path(current().out_dir) / name
 
 
@@ -16,14 +18,15 @@ def here(name):
 class Total:
     """How many values, their sum, and when the first and the last of `items` came."""
 
-    def __enter__(self):
-        self.items = current().params["items"]
+    def __enter__(self) -> Total:
+        self.items: int = current().params["items"]
         self.count = self.total = 0
-        self.first_s = self.last_s = None
+        self.first_s: float | None = None
+        self.last_s: float | None = None
         here("Total.pid").write_text(str(os.getpid()))
         return self
 
-    def __call__(self, value):
+    def __call__(self, value: int) -> None:
         self.count += 1
         self.total += value
         if self.count == 1:
@@ -31,7 +34,7 @@ class Total:
         if self.count == self.items:
             self.last_s = time.monotonic()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         found = {"count": self.count, "total": self.total, "first_s": self.first_s, "last_s": self.last_s}
         here("Total.json").write_text(json.dumps(found))
 
@@ -40,12 +43,12 @@ class Total:
 class Latencies:
     """How long ago each value, a time of the monotonic clock, was made."""
 
-    def __enter__(self):
-        self.took_ms = []
+    def __enter__(self) -> Latencies:
+        self.took_ms: list[float] = []
         return self
 
-    def __call__(self, made_s):
+    def __call__(self, made_s: float) -> None:
         self.took_ms.append(1000 * (time.monotonic() - made_s))
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         here("Latencies.json").write_text(json.dumps(self.took_ms))

@@ -1,6 +1,9 @@
 """One item at a time at an idle pipeline, by a source."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Iterator
 
 from common import Latencies
 
@@ -10,7 +13,7 @@ PAUSE_S = 0.02
 
 
 @source
-def stamps():
+def stamps() -> Iterator[float]:
     for _ in range(current().params["items"]):
         time.sleep(PAUSE_S)
         yield time.monotonic()

@@ -1,7 +1,10 @@
 """Small items, squared, added up: each of the three in one process."""
 
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Iterator
 
 from common import Total, here
 
@@ -11,7 +14,7 @@ READY_S = 30.0
 
 
 @source
-def numbers():
+def numbers() -> Iterator[dict[str, int]]:
     here("numbers.pid").write_text(str(os.getpid()))
     deadline_s = time.monotonic() + READY_S
     while not here("Total.pid").exists() and time.monotonic() < deadline_s:
@@ -21,7 +24,7 @@ def numbers():
 
 
 @stage(processes=1)
-def square(item):
+def square(item: dict[str, int]) -> int:
     return item["number"] ** 2
 
 

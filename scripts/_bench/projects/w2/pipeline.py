@@ -1,8 +1,11 @@
 """Tasks that sleep, eight at a time. The source waits until all eight processes are there, so that their start is not measured."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
+from collections.abc import Iterator
 
 from common import here
 
@@ -14,7 +17,7 @@ READY_S = 60.0
 
 
 @source
-def tasks():
+def tasks() -> Iterator[int]:
     deadline_s = time.monotonic() + READY_S
     while len(list(here(".").glob("*.ready"))) < PROCESSES and time.monotonic() < deadline_s:
         time.sleep(0.01)
@@ -23,16 +26,16 @@ def tasks():
 
 @stage(processes=PROCESSES)
 class Nap:
-    def __enter__(self):
+    def __enter__(self) -> Nap:
         here(f"{os.getpid()}.ready").touch()
         return self
 
-    def __call__(self, number):
+    def __call__(self, number: int) -> tuple[float, float]:
         began_s = time.monotonic()
         time.sleep(NAP_S)
         return began_s, time.monotonic()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         pass
 
 
@@ -40,14 +43,14 @@ class Nap:
 class Collect:
     """When each nap began and ended."""
 
-    def __enter__(self):
-        self.naps = []
+    def __enter__(self) -> Collect:
+        self.naps: list[tuple[float, float]] = []
         return self
 
-    def __call__(self, nap):
+    def __call__(self, nap: tuple[float, float]) -> None:
         self.naps.append(nap)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         here("Collect.json").write_text(json.dumps(self.naps))
 
 

@@ -1,0 +1,139 @@
+"""The benchmark runs, loses no item and says what it should; how fast anything is, is not asked here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes its figures from /proc")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        yield importlib.import_module("bench")
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def tiny(bench: ModuleType) -> Any:
+    return bench.cases.Sizes(items=3000, slow_items=300, managers_items=300, naps=24, latencies=10, starts=1, idle_s=0.2)
+
+
+def case(bench: ModuleType, name: str, sizes: Any) -> dict[str, Any]:
+    """The figures of one case; it raises when items are missing."""
+    return dict(bench.run([name], sizes))[name]
+
+
+# ---- each case in earnest, with few items
+
+
+@pytest.mark.parametrize("name", ["w1", "w1_slow_disk"])
+def test_w1_tells_the_rate_the_cpu_of_each_process_and_the_items_of_a_commit(bench: ModuleType, tiny: Any, name: str) -> None:
+    figures = case(bench, name, tiny)
+    assert figures["items"] == (tiny.items if name == "w1" else tiny.slow_items)
+    assert figures["rate_per_s"] > 0 and figures["node_rss_mib_max"] > 0
+    assert figures["commits"] > 2 and figures["items_per_commit"] == figures["items"] / figures["commits"]
+    assert figures["cpu_s_per_100k"].keys() <= {"node", "source", "stage", "sink", "all"}
+
+
+def test_the_baseline_does_the_same_work_plain_and_batched(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "managers", tiny)
+    assert {name: part["items"] for name, part in figures.items()} == {"plain": tiny.managers_items, "batched": tiny.items}
+    for part in figures.values():
+        assert part["rate_per_s"] > 0 and part["cpu_s_per_100k"].keys() == {"server", "source", "stage", "sink", "all"}
+
+
+def test_w2_is_a_share_of_the_ideal_that_nothing_exceeds(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "w2", tiny)
+    assert figures["tasks"] == tiny.naps
+    assert 0 < figures["share_of_ideal"] <= 1 and 0 < figures["managers_share_of_ideal"] <= 1
+
+
+def test_idle_latency_is_measured_by_a_source_by_a_program_and_over_managers(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "latency", tiny)
+    for way in ("source", "put", "managers"):
+        assert 0 < figures[way]["p50_ms"] <= figures[way]["p99_ms"]
+    assert figures["put"]["returned_p50_ms"] > 0
+
+
+def test_a_node_serves_before_its_first_item_arrives_and_that_before_the_run_is_done(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "start", tiny)
+    assert 0 < figures["serves_s"] < figures["first_item_at_sink_s"] < figures["first_run_done_s"] <= figures["first_run_done_s_max"]
+
+
+def test_an_idle_node_is_weighed_with_and_without_stages(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "idle", tiny)
+    assert figures["alone"]["node_rss_mib"] > 0 and figures["alone"]["node_cpu_percent"] >= 0
+    assert figures["with_stages"]["stage_rss_mib"] > 0
+
+
+def test_what_waits_outlives_a_kill_and_a_stop_and_is_read_by_the_next_version(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "million", tiny)
+    assert figures["items"] == tiny.items
+    for name in ("fill_rate_per_s", "rss_mib", "start_after_kill_s", "start_after_stop_s", "drain_rate_per_s"):
+        assert figures[name] > 0
+
+
+# ---- what is printed
+
+
+def test_json_is_one_object_with_the_machine_the_cases_and_the_ratios(bench: ModuleType, tiny: Any, monkeypatch: pytest.MonkeyPatch,
+                                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"w1": {"rate_per_s": 80_000.0}, "managers": {"plain": {"rate_per_s": 5000.0}}}
+    for name, figures in found.items():
+        monkeypatch.setitem(bench.cases.CASES, name, lambda sizes, figures=figures: figures)
+    assert bench.main(["--json", "--only", "w1", "managers"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report.keys() == {"machine", "w1", "managers", "ratios"}
+    assert report["ratios"] == {"w1_to_managers_plain": 16.0}
+    assert {"cores", "memory_gb", "system", "python", "sqlite", "fsync_ms"} <= report["machine"].keys()
+
+
+def test_the_table_shows_each_figure_and_its_aim(bench: ModuleType) -> None:
+    table = list(bench.lines("w1", {"rate_per_s": 145_473.4, "cpu_s_per_100k": {"node": 0.1764, "sink": None}}))
+    assert [line.split() for line in table] == [
+        ["w1.rate_per_s", "145,473", "aim:", "200,000"], ["w1.cpu_s_per_100k.node", "0.176"], ["w1.cpu_s_per_100k.sink", "unknown"],
+    ]
+
+
+def test_a_case_that_fails_is_one_error_and_exit_code_1(bench: ModuleType, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(sizes: Any) -> dict[str, Any]:
+        raise bench.nodes.BenchError("items are missing")
+
+    monkeypatch.setitem(bench.cases.CASES, "w1", fails)
+    assert bench.main(["--only", "w1"]) == 1
+    assert capsys.readouterr().err == "bench: items are missing\n"
+
+
+@pytest.mark.parametrize(("count", "wrong_by"), [(9, 0), (11, 0), (10, 1)])
+def test_a_missing_item_a_second_one_and_a_wrong_sum_are_noticed(bench: ModuleType, count: int, wrong_by: int) -> None:
+    found = {"count": count, "total": sum(n * n for n in range(10)) + wrong_by}
+    with pytest.raises(bench.nodes.BenchError, match="should be 10 and 285"):
+        bench.cases.check_total("W1", found, 10)
+
+
+def test_a_whole_count_and_sum_pass(bench: ModuleType) -> None:
+    bench.cases.check_total("W1", {"count": 10, "total": sum(n * n for n in range(10))}, 10)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
+def test_a_percentile_is_one_of_the_values(bench: ModuleType, share: float, expected: int) -> None:
+    assert bench.machine.percentile(range(100, 0, -1), share) == expected
+
+
+def test_cpu_between_two_samples_lies_on_the_line_that_joins_them(bench: ModuleType) -> None:
+    known = [(10.0, 1.0), (12.0, 3.0), (14.0, 3.5)]
+    assert [bench.machine._value_at(known, at_s) for at_s in (9.0, 11.0, 12.0, 20.0)] == [1.0, 2.0, 3.0, 3.5]
