@@ -441,7 +441,8 @@ class Journal:
         done_bytes = 0
         for key, _ in sorted(self._pins.items(), key=lambda pin: pin[1]):
             crc, size = self._fill_row(key)
-            filled.append(Filled(*key, crc))
+            queue, first = key
+            filled.append(Filled(queue, first, crc))
             done_bytes += size
             if done_bytes > bytes_max:
                 break
@@ -452,8 +453,10 @@ class Journal:
         fixed = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
         row = self._db.execute(f"SELECT {', '.join(fixed)} FROM chunks WHERE queue = ? AND first_id = ?", key).fetchone()
         named = dict(zip(fixed, row, strict=True))
-        lengths, body = _log_bytes_of(self._db, self.path, key, named["count"], named["entry_idx"], named["entry_offset"],
-                                      named["body_bytes"])
+        found = _log_bytes_of(self._db, named["count"], named["entry_idx"], named["entry_offset"], named["body_bytes"])
+        if found is None:
+            raise corrupt(self.path, f"the bytes of chunk {key} are not in entry {named['entry_idx']}", named["entry_idx"])
+        lengths, body = found
         crc = crc32(body, crc32(lengths))
         self._put_row("chunks", key, (*row[2:-1], crc, lengths, body))
         return crc, len(lengths) + len(body)
@@ -733,21 +736,26 @@ def scan_for_damage(path: Path, marked: bool) -> bool:
 
 
 def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
-    """The bytes of a chunk, out of its own row or of the log's entry that it came with."""
-    if chunk.body_crc is not None:
-        row = db.execute("SELECT lengths, body FROM chunks WHERE queue = ? AND first_id = ?", (queue, chunk.first)).fetchone()
-        if row is None or row[0] is None or crc32(row[1], crc32(row[0])) != chunk.body_crc:
-            raise corrupt(path, f"the bytes of {queue} {chunk.first} are damaged")
-        return row
-    return _log_bytes_of(db, path, (queue, chunk.first), chunk.count, chunk.entry, chunk.offset, chunk.body_bytes)
+    """The bytes of a chunk, out of the log's entry that it came with or of its own row.
+
+    A compaction that its state has not heard of yet may have moved them, so the row has the last word.
+    """
+    if chunk.body_crc is None:
+        found = _log_bytes_of(db, chunk.count, chunk.entry, chunk.offset, chunk.body_bytes)
+        if found is not None:
+            return found
+    row = db.execute("SELECT lengths, body, body_crc FROM chunks WHERE queue = ? AND first_id = ?", (queue, chunk.first)).fetchone()
+    if row is None or row[0] is None or crc32(row[1], crc32(row[0])) != row[2] or chunk.body_crc not in (row[2], None):
+        raise corrupt(path, f"the bytes of {queue} {chunk.first} are damaged", chunk.entry or None)
+    return row[0], row[1]
 
 
-def _log_bytes_of(db: sqlite3.Connection, path: Path, key: Row, count: int, entry: int, offset: int, body_bytes: int,
-                  ) -> tuple[bytes, bytes]:
+def _log_bytes_of(db: sqlite3.Connection, count: int, entry: int, offset: int, body_bytes: int) -> tuple[bytes, bytes] | None:
+    """The `lengths` and `body` that stand in an entry, or None when it is gone."""
     size = 4 * count + body_bytes
     row = db.execute("SELECT substr(body, ?, ?) FROM journal WHERE idx = ?", (offset + 1, size, entry)).fetchone()
     if row is None or len(row[0]) != size:
-        raise corrupt(path, f"the bytes of chunk {key} are not in entry {entry}", entry)
+        return None
     return row[0][: 4 * count], row[0][4 * count :]
 
 

@@ -680,7 +680,7 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
             for option, default in NOT_YET.items():
                 if stage[option] != default:
                     raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet")
-        answer = {"manifest": manifest}
+        answer: dict[str, Any] = {"manifest": manifest}
     except ClusterError as error:
         answer = {"error": str(error), "traceback": None}
     except SyntaxError as error:

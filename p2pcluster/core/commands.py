@@ -14,6 +14,7 @@ import json
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from p2pcluster.core.codec import Buffer, Message, decode_all
@@ -167,7 +168,7 @@ def check(message: Message) -> None:
     for name, types in fields.items():
         value = message.fields.get(name, ...)
         wrong_bool = isinstance(value, bool) and bool not in types
-        if value is ... or not isinstance(value, types) or wrong_bool:
+        if value is ... or not isinstance(value, types) or wrong_bool or (types == (str,) and not _is_text(value)):
             raise _wrong(message, name)
         inside = _INSIDE.get(name)
         if inside is not None and not inside(value):
@@ -207,13 +208,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
+def _is_text(value: Any) -> bool:
+    """Half of a surrogate pair can be written in JSON and in no table."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value))
+
+
 def _are_ranges(ranges: list[Any]) -> bool:
-    before = 0
+    """Apart from each other, in any order: an item that comes round again runs behind those with higher ids."""
     for pair in ranges:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and before < pair[1] and before <= pair[0] < pair[1]):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
             return False
-        before = pair[1]
-    return bool(ranges)
+    return bool(ranges) and all(before[1] <= after[0] for before, after in pairwise(sorted(ranges)))
 
 
 def _are_ids(ids: list[Any] | None) -> bool:
@@ -228,8 +233,12 @@ def _are_ports(ports: list[Any]) -> bool:
 
 
 def _is_source(source: dict[str, Any] | None) -> bool:
-    kinds = {"count": int, "hash": str, "finished": bool, "cursor": bool}
-    return source is None or all(isinstance(value, kinds.get(name, ())) for name, value in source.items())
+    kinds = {"count": _is_number, "hash": _is_text, "finished": _is_flag, "cursor": _is_flag}
+    return source is None or all(name in kinds and kinds[name](value) for name, value in source.items())
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_manifest(manifest: dict[str, Any]) -> bool:
@@ -247,8 +256,8 @@ def _is_manifest(manifest: dict[str, Any]) -> bool:
 
 
 _INSIDE: dict[str, Callable[[Any], bool]] = {
-    "producer": lambda p: len(p) == 3 and isinstance(p[0], str) and _is_number(p[1]) and _is_number(p[2]),
-    "fence": lambda f: len(f) == 3 and isinstance(f[0], str) and isinstance(f[1], str) and _is_number(f[2]),
+    "producer": lambda p: len(p) == 3 and _is_text(p[0]) and _is_number(p[1]) and _is_number(p[2]),
+    "fence": lambda f: len(f) == 3 and _is_text(f[0]) and _is_text(f[1]) and _is_number(f[2]),
     "ranges": _are_ranges,
     "ids": _are_ids,
     "id": _is_number,

@@ -671,7 +671,7 @@ def _deliveries(queue: QueueState, ranges: list[Range]) -> dict[int, int]:
 
 def grant_message(grant: Grant, bodies: list[tuple[Buffer, Buffer]]) -> Message:
     """The message for a grant whose pieces have these `lengths` and `body` blobs."""
-    fields = {
+    fields: dict[str, Any] = {
         "queue": grant.queue, "fence": list(grant.fence), "deliveries": grant.deliveries,
         "pieces": [[lo, hi, chunk.run, _keys(chunk, lo, hi)] for chunk, lo, hi in grant.pieces],
     }

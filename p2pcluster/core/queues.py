@@ -32,11 +32,12 @@ class Chunk:
     """Consecutive items of one queue and where their bytes are.
 
     `lengths` and `body` are None when they were dropped from memory; then they stand at `offset` of the log's entry `entry`, or
-    in the chunk's own row when `body_crc` is set. `open` counts the items that are not finished.
+    in the chunk's own row when `body_crc` is set. `open` counts the items that are not finished, `parked` those of them that are
+    out of the way.
     """
 
     __slots__ = ("at_ms", "body", "body_bytes", "body_crc", "count", "cut", "entry", "first", "keys", "lengths", "offset",
-                 "open", "persisted", "run")
+                 "open", "parked", "persisted", "run")
 
     def __init__(self, first: int, count: int, run: int, at_ms: int, lengths: Buffer | None, body: Buffer | None,
                  body_bytes: int, entry: int, offset: int, keys: Buffer | None) -> None:
@@ -52,6 +53,7 @@ class Chunk:
         self.offset = offset
         self.keys = keys
         self.open = count
+        self.parked = 0
         self.persisted = False
         self.cut = (0, 0)
 
@@ -61,7 +63,8 @@ class Chunk:
 
     @property
     def open_bytes(self) -> int:
-        return self.body_bytes * self.open // self.count
+        """About the bytes of its open items. Parked ones take no room, or a few of them would hold back a queue's feeders forever."""
+        return self.body_bytes * (self.open - self.parked) // self.count
 
     def slice(self, lo: int, hi: int) -> tuple[memoryview, memoryview]:
         """The `lengths` and `body` of the ids `[lo, hi)`; the chunk's bytes must be in memory."""
@@ -468,7 +471,7 @@ class State:
     def _put_port(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
         if port.keys is None:
             return self._append(queue, port, context, first_blob)
-        fresh = []
+        fresh: list[tuple[int, str | None]] = []
         for at, key in enumerate(json.loads(bytes(port.keys))):
             if key is None:
                 fresh.append((at, key))
@@ -607,10 +610,17 @@ class State:
             queue.delayed[item_id] = context.at_ms + delay_ms
             return False
         queue.deliveries.pop(item_id, None)
-        (chunk,) = queue.chunks.overlap(item_id, item_id + 1)
+        chunk = self._count_parked(queue, item_id, 1)
         queue.parked[item_id] = Parked(chunk.run, deliveries, context.at_ms, error)
         self._touch("parked", (queue.name, item_id))
         return True
+
+    def _count_parked(self, queue: QueueState, item_id: int, change: int) -> Chunk:
+        (chunk,) = queue.chunks.overlap(item_id, item_id + 1)
+        before = chunk.open_bytes
+        chunk.parked += change
+        queue.open_bytes += chunk.open_bytes - before
+        return chunk
 
     def retries(self, queue: QueueState) -> int:
         """How many deliveries beyond the first an item of the queue gets."""
@@ -652,6 +662,7 @@ class State:
         chosen = [i for i in (sorted(queue.parked) if ids is None else dict.fromkeys(ids)) if i in queue.parked]
         for item_id in chosen:
             del queue.parked[item_id]
+            self._count_parked(queue, item_id, -1)
             queue.ready.add(item_id, item_id + 1)
             self._touch("parked", (queue.name, item_id))
             self._touch_items(queue, item_id, item_id + 1)
@@ -674,6 +685,7 @@ class State:
         chosen = [i for i in ids if queue.parked.pop(i, None) is not None]
         for item_id in chosen:
             self._touch("parked", (queue.name, item_id))
+            self._count_parked(queue, item_id, -1)
             self._finish(queue, item_id, item_id + 1)
         return len(chosen)
 
@@ -894,6 +906,7 @@ class State:
         body = b"".join(c.body for c in chunks if c.body is not None)
         lengths = b"".join(c.lengths for c in chunks if c.lengths is not None)
         joined = Chunk(first.first, sum(c.count for c in chunks), first.run, first.at_ms, lengths, body, len(body), 0, 0, None)
+        joined.parked = sum(c.parked for c in chunks)
         queue.chunks.replace(chunks, joined)
         dirty = self._dirty["chunks"]
         for chunk in chunks:
@@ -1064,6 +1077,7 @@ class State:
     def _load_parked(self, name: str, item_id: int, run: int, deliveries: int, at_ms: int, error: str) -> None:
         queue = self.queue(name)
         queue.ready.remove(item_id, item_id + 1)
+        self._count_parked(queue, item_id, 1)
         queue.parked[item_id] = Parked(run, deliveries, at_ms, json.loads(error))
 
     def _load_producers(self, key: str, epoch: int, seq: int, count: int, digest: str, cursor: bytes | None, finished: int,
@@ -1116,7 +1130,7 @@ def _pick(lengths: Buffer, body: Buffer, positions: list[int]) -> tuple[bytes, b
 def _positions(ranges: list[Range], found: list[Range]) -> list[int]:
     """Which of the inputs in `ranges`, counted from 0, are those in `found`."""
     inside = RangeSet(found)
-    positions = []
+    positions: list[int] = []
     before = 0
     for lo, hi in ranges:
         for a, b in inside.overlap(lo, hi):
