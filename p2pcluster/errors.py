@@ -136,13 +136,14 @@ class JournalError(ClusterError):
 
 
 class JournalCorrupt(JournalError):
-    """The journal does not hold what was written to it; `index` is the first entry that is bad, or None."""
+    """The journal does not hold what was written to it: `what` in a few words; `index` is the first entry that is bad, or None."""
 
     code = "journal_corrupt"
 
-    def __init__(self, message: str, index: int | None = None) -> None:
+    def __init__(self, message: str, index: int | None = None, what: str = "") -> None:
         super().__init__(message)
         self.index = index
+        self.what = what or message
 
 
 class ItemsParked(ClusterError):

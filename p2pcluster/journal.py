@@ -20,7 +20,7 @@ import os
 import sqlite3
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,7 @@ _ENTRY_HEAD = struct.Struct(">QQQB")
 _MARK = struct.Struct(">8sQQQ16sI")
 _MARK_MAGIC = b"p2pmark1"
 _MARK_SLOT_BYTES = 64
+SUM_MASK = 0x7FFF_FFFF_FFFF_FFFF  # of the sums of CRCs in `meta`: what an SQLite integer holds
 
 
 def row_crc(values: Iterable[Any]) -> int:
@@ -373,7 +374,7 @@ class Journal:
             self._pins.pop(key, None)
         crcs = self._crcs[table]
         total = self._sums[table] - crcs.pop(key, 0) + (crc or 0)
-        self._sums[table] = total & 0x7FFF_FFFF_FFFF_FFFF
+        self._sums[table] = total & SUM_MASK
         if crc is not None:
             crcs[key] = crc
 
@@ -389,17 +390,7 @@ class Journal:
     def read_bundle(self, version: str, parts: list[BundlePart]) -> bytes:
         """The zip of a version: each part from its row, or from the log while it has none."""
         with _sqlite_errors(self.path):
-            return b"".join(self._read_part(version, number, part) for number, part in enumerate(parts))
-
-    def _read_part(self, version: str, number: int, part: BundlePart) -> bytes:
-        row = self._db.execute("SELECT body FROM bundles WHERE version = ? AND part = ?", (version, number)).fetchone()
-        if row is None:
-            row = self._db.execute("SELECT substr(body, ?, ?) FROM journal WHERE idx = ?",
-                                   (part.offset + 1, part.body_bytes, part.entry)).fetchone()
-        if row is None or crc32(row[0]) != part.body_crc:
-            raise corrupt(self.path, f"part {number} of bundle {version[:8]} is damaged", part.entry)
-        body: bytes = row[0]
-        return body
+            return b"".join(read_part(self._db, self.path, version, number, part) for number, part in enumerate(parts))
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
         """The log's entries above `after`, up to `bodies_after` without their bodies; they were checked when the journal was opened."""
@@ -504,10 +495,18 @@ class Journal:
         self._mark.close()
 
     def abandon(self) -> None:
-        """Let go of the file as it is: after an error, and in tests of a crash."""
+        """Let go of the file as it is: after an error, and in tests of a crash.
+
+        SQLite would copy the write-ahead log back when its last connection closes, and delete it. After an error nobody knows what of it is on the
+        disk: that is for the next start to judge. So a connection that cannot write closes last.
+        """
+        with suppress(sqlite3.Error, JournalError):
+            if self._reader_db is None:
+                self._reader_db = _connect_read_only(self.path)
+            self._reader_db.execute("SELECT count(*) FROM meta").fetchone()
+        self._db.close()
         if self._reader_db is not None:
             self._reader_db.close()
-        self._db.close()
         self._mark.close()
 
 
@@ -523,55 +522,41 @@ class JournalReader:
         self.crcs: dict[str, dict[Row, int]] = {table: {} for table in TABLES}
         self.sums: dict[str, int] = dict.fromkeys(TABLES, 0)
         self.pins: dict[Row, int] = {}
-        db.execute("BEGIN")
+        db.execute("SAVEPOINT reading")  # a transaction, or a part of the caller's
         try:
-            self.meta = self._read_meta()
+            self.meta = read_meta(db, path)
             self.state = State(body_memory_bytes_max)
             self._load_tables()
             self._read_log()
         finally:
-            db.execute("COMMIT")
+            if db.in_transaction:
+                db.execute("RELEASE reading")
 
     def _corrupt(self, what: str, index: int | None = None) -> JournalCorrupt:
         return corrupt(self._path, what, index)
 
-    def _read_meta(self) -> dict[str, Any]:
-        meta = {}
-        for key, value, crc in self._db.execute("SELECT key, value, crc FROM meta"):
-            if row_crc((key, value)) != crc:
-                raise self._corrupt(f"meta row {key!r} is damaged")
-            meta[key] = value
-        for key in _META_START:
-            if key not in meta:
-                raise self._corrupt(f"meta row {key!r} is missing")
-        return meta
-
     def _load_tables(self) -> None:
-        for table, spec in TABLES.items():
-            names = [name for name in spec.columns if name not in BODY_COLUMNS]
-            self.state.load(table, self._rows(table, names, spec.key_columns))
+        for table in TABLES:
+            self.state.load(table, self._rows(table))
             if self.sums[table] != self.meta[f"sum_{table}"]:
                 raise self._corrupt(f"table {table} does not add up: a row is missing or too many")
         applied_idx = self.meta["applied_idx"]
         self.state.loaded(applied_idx, self.meta["applied_term"], self.meta["applied_at_ms"], self.meta["applied_hash"])
 
-    def _rows(self, table: str, names: list[str], key_columns: int) -> Iterator[Row]:
-        order = ", ".join(names[:key_columns])
-        for row in self._db.execute(f"SELECT {', '.join(names)}, crc FROM {table} ORDER BY {order}"):
-            values, crc = row[:-1], row[-1]
-            if row_crc(values) != crc:
-                raise self._corrupt(f"table {table}, row {values[:key_columns]} is damaged")
+    def _rows(self, table: str) -> Iterator[Row]:
+        key_columns = TABLES[table].key_columns
+        for values, crc in read_rows(self._db, self._path, table):
             self.crcs[table][values[:key_columns]] = crc
             if table == "chunks" and (entry := pinned_entry(values)):
                 self.pins[values[:key_columns]] = entry
-            self.sums[table] = (self.sums[table] + crc) & 0x7FFF_FFFF_FFFF_FFFF
+            self.sums[table] = (self.sums[table] + crc) & SUM_MASK
             yield values
 
     def _read_log(self) -> None:
         self.chain, index = self.meta["base_chain"], self.meta["base_idx"]
         self.log_bytes = 0
-        commit = max(self.meta["commit_idx"], self._last_commit_idx(), self.meta["applied_idx"])
-        for entry in self.entries(index):
+        commit = last_commit_idx(self._db, self.meta)
+        for entry, self.chain, _ in read_log(self._db, self._path, index, self.chain):
             self.log_bytes += len(entry.body)
             index = entry.index
             if self.state.applied_idx < index <= commit:
@@ -584,38 +569,74 @@ class JournalReader:
             raise self._corrupt(f"the tables stand at entry {self.state.applied_idx} and the log ends at {index}", index + 1)
         self.commit_index = min(commit, index)
 
-    def _last_commit_idx(self) -> int:
-        row = self._db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
-        return row[0] if row and isinstance(row[0], int) else 0
-
-    def entries(self, after: int) -> Iterator[Entry]:
-        """The log's entries above `after`, each checked against its CRC and the chain."""
-        rows = self._db.execute("SELECT idx, term, at_ms, kind, body, chain, commit_idx, crc FROM journal WHERE idx > ? ORDER BY idx",
-                                (after,))
-        expected = after + 1
-        while True:
-            try:
-                row = rows.fetchone()
-            except sqlite3.DatabaseError as error:
-                raise self._corrupt(f"the log cannot be read at entry {expected}: {error}", expected) from error
-            if row is None:
-                return
-            if row[0] != expected:
-                raise self._corrupt(f"entry {expected} is missing", expected)
-            if row_crc(row[:7]) != row[7]:
-                raise self._corrupt(f"entry {expected} is damaged", expected)
-            entry = Entry(*row[:5])
-            self.chain = next_chain(self.chain, entry)
-            if self.chain != row[5]:
-                raise self._corrupt(f"the chain breaks at entry {expected}", expected)
-            yield entry
-            expected += 1
-
     @property
     def recovered(self) -> Recovered:
         meta = self.meta
         return Recovered(HardState(meta["term"], meta["voted_for"]), meta["base_idx"], meta["base_term"],
                          meta["base_at_ms"], self.last_index, self.commit_index, self.state)
+
+
+class LogRow(NamedTuple):
+    """A row of the log; `commit_idx` as it was known when the row was written."""
+
+    entry: Entry
+    chain: bytes
+    commit_idx: int
+
+
+def read_meta(db: sqlite3.Connection, path: Path) -> dict[str, Any]:
+    """The `meta` table, each row checked. Raises `JournalCorrupt`."""
+    meta = {}
+    for key, value, crc in db.execute("SELECT key, value, crc FROM meta"):
+        if row_crc((key, value)) != crc:
+            raise corrupt(path, f"meta row {key!r} is damaged")
+        meta[key] = value
+    for key in _META_START:
+        if key not in meta:
+            raise corrupt(path, f"meta row {key!r} is missing")
+    return meta
+
+
+def read_rows(db: sqlite3.Connection, path: Path, table: str) -> Iterator[tuple[Row, int]]:
+    """The rows of a table in the order of their keys, without the body columns, each checked and with its CRC. Raises `JournalCorrupt`."""
+    spec = TABLES[table]
+    names = [name for name in spec.columns if name not in BODY_COLUMNS]
+    order = ", ".join(names[: spec.key_columns])
+    for row in db.execute(f"SELECT {', '.join(names)}, crc FROM {table} ORDER BY {order}"):
+        values, crc = row[:-1], row[-1]
+        if row_crc(values) != crc:
+            raise corrupt(path, f"table {table}, row {values[: spec.key_columns]} is damaged")
+        yield values, crc
+
+
+def read_log(db: sqlite3.Connection, path: Path, after: int, chain: bytes) -> Iterator[LogRow]:
+    """The log above entry `after`, whose chain is `chain`; each row checked against its CRC and the chain. Raises `JournalCorrupt`."""
+    rows = db.execute("SELECT idx, term, at_ms, kind, body, chain, commit_idx, crc FROM journal WHERE idx > ? ORDER BY idx", (after,))
+    expected = after + 1
+    while True:
+        try:
+            row = rows.fetchone()
+        except sqlite3.DatabaseError as error:
+            raise corrupt(path, f"the log cannot be read at entry {expected}: {error}", expected) from error
+        if row is None:
+            return
+        if row[0] != expected:
+            raise corrupt(path, f"entry {expected} is missing", expected)
+        if row_crc(row[:7]) != row[7]:
+            raise corrupt(path, f"entry {expected} is damaged", expected)
+        entry = Entry(*row[:5])
+        chain = next_chain(chain, entry)
+        if chain != row[5]:
+            raise corrupt(path, f"the chain breaks at entry {expected}", expected)
+        yield LogRow(entry, chain, row[6])
+        expected += 1
+
+
+def last_commit_idx(db: sqlite3.Connection, meta: dict[str, Any]) -> int:
+    """How far a journal's log is known to be committed."""
+    row = db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
+    in_log = row[0] if row and isinstance(row[0], int) else 0
+    return max(in_log, meta["commit_idx"], meta["applied_idx"])
 
 
 def apply_entry(state: State, entry: Entry) -> None:
@@ -681,7 +702,7 @@ def back_up(path: Path, target: Path) -> int:
 def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:
     return JournalCorrupt(
         f"journal {path} is damaged: {what}; the file is kept as it is: look with scripts/journal_check.py, then restore a backup "
-        "or start with a new --home", index)
+        "or start with a new --home", index, what)
 
 
 def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[JournalReader | None, bool]:
@@ -750,6 +771,17 @@ def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) ->
     return row[0], row[1]
 
 
+def read_part(db: sqlite3.Connection, path: Path, version: str, number: int, part: BundlePart) -> bytes:
+    """The bytes of a part of a bundle, out of its own row, or of the log while it has none. Raises `JournalCorrupt`."""
+    row = db.execute("SELECT body FROM bundles WHERE version = ? AND part = ?", (version, number)).fetchone()
+    if row is None:
+        row = db.execute("SELECT substr(body, ?, ?) FROM journal WHERE idx = ?", (part.offset + 1, part.body_bytes, part.entry)).fetchone()
+    if row is None or not isinstance(row[0], bytes) or crc32(row[0]) != part.body_crc:
+        raise corrupt(path, f"part {number} of bundle {version[:8]} is damaged", part.entry)
+    body: bytes = row[0]
+    return body
+
+
 def _log_bytes_of(db: sqlite3.Connection, count: int, entry: int, offset: int, body_bytes: int) -> tuple[bytes, bytes] | None:
     """The `lengths` and `body` that stand in an entry, or None when it is gone."""
     size = 4 * count + body_bytes
@@ -792,9 +824,9 @@ def _check_format(db: sqlite3.Connection, path: Path) -> int:
         return 0
     if "meta" not in tables:
         raise JournalError(f"{path} is an SQLite file and not a journal of p2pcluster: choose another --home")
-    row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    row = db.execute("SELECT value, crc FROM meta WHERE key = 'format'").fetchone()
     found = row[0] if row else None
-    if not isinstance(found, int):
+    if not isinstance(found, int) or row[1] != row_crc(("format", found)):
         raise corrupt(path, "it does not say its format")
     if found > FORMAT:
         raise JournalError(f"{path} has format {found} and this version reads up to {FORMAT}: update p2pcluster on this machine")

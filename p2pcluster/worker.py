@@ -41,6 +41,7 @@ from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
+OUTPUTS_BYTES_MAX = 2 * config.VALUE_BYTES_MAX  # of one item: they travel in one message, which a frame has to hold
 _LARGE_BYTES = 4096  # values above this are counted towards a batch's bytes; `WORK_ITEMS_MAX` of those below it fit anyway
 REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
 _SPECIAL = frozenset({type(DROP), To, At})
@@ -176,6 +177,7 @@ class StageRunner:
         self._special = None if is_generator else _SPECIAL
         self._lock = threading.Lock()
         self._results: list[Any] = []
+        self._large_bytes = 0
         self._work: Work | None = None
         self._since_ns = 0
         self.recalls = Recalls()
@@ -205,13 +207,14 @@ class StageRunner:
                     results.append(self._emitted(returned))
                 else:
                     encoded = encode_value(returned)
-                    if len(encoded) > config.VALUE_BYTES_MAX or b"__main__" in encoded:
+                    if len(encoded) > _LARGE_BYTES or b"__main__" in encoded:
                         check_value(encoded)
+                        self._large_bytes += len(encoded)
                     results.append(encoded)
             except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
                 self.report()
                 self._report_failure(work, error if returned is _NOTHING else as_refusal(returned, error))
-            if clock_ns() - self._since_ns > REPORT_INTERVAL_NS:
+            if clock_ns() - self._since_ns > REPORT_INTERVAL_NS or self._large_bytes > config.WORK_BYTES_MAX:
                 self.report()
         position[1] = 0
         context.put_key, context.delivery = None, 1
@@ -220,8 +223,21 @@ class StageRunner:
     def _emitted(self, returned: Any) -> Any:
         """What a call emits that is not simply one value: a list of (port, bytes)."""
         if self._is_generator:
-            return [self._ports.encode(value) for value in returned if value is not DROP]
+            return self._collected(returned)
         return [] if returned is DROP else [self._ports.encode(returned)]
+
+    def _collected(self, yielded: Any) -> list[tuple[int, bytes]]:
+        bodies = []
+        size = 0
+        for value in yielded:
+            if value is DROP:
+                continue
+            bodies.append(self._ports.encode(value))
+            size += len(bodies[-1][1])
+            if size > OUTPUTS_BYTES_MAX:
+                raise ValueRefused(f"one item emits more than {OUTPUTS_BYTES_MAX >> 20} MiB: put the data in files and emit their paths")
+        self._large_bytes += size
+        return bodies
 
     def report(self) -> None:
         """Tell the node what is finished so far. For any thread."""
@@ -231,6 +247,7 @@ class StageRunner:
                 return
             results = self._results[:count]
             del self._results[:count]
+            self._large_bytes = 0
             now_ns = time.monotonic_ns()
             elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
             ports, blobs = self._ports.pack(results)
@@ -326,6 +343,17 @@ class SourceRunner:
         with self._lock:
             self._stop = True
             self._lock.notify_all()
+
+    def values(self, shard: int) -> Iterator[Any]:
+        """What one shard emits, from its start, as the user's function gives it."""
+        arguments: dict[str, Any] = {"cursor": None} if self._stage["resumable"] else {}
+        if self._stage["sharded"]:
+            arguments |= {"shard": shard, "shards": int(self._stage["processes"])}
+        return self._values(arguments)
+
+    def put_values(self, values: list[Any], finished: bool) -> None:
+        """Put these values as one batch."""
+        self._put([self._ports.encode(value) for value in values if value is not DROP], finished)
 
     def run(self, begin: Message) -> None:
         """To the source's end. Raises what the user's code raises, after what it emitted before was put."""
@@ -574,7 +602,7 @@ class StageProcess:
         stage = pipeline.stages[setup["stage"]]
         context.queue = stage.name if record["reads"] is None else record["reads"]
         context.queue = f"{pipeline.name}/{context.queue}"
-        with contexts.active(context), _callable_of(stage) as function:
+        with contexts.active(context), callable_of(stage) as function:
             if record["kind"] == "source":
                 return self._run_source(record, queues, stage, function)
             return self._run_stage(record, queues, stage, function, context)
@@ -616,7 +644,7 @@ class StageProcess:
 
 
 @contextlib.contextmanager
-def _callable_of(stage: Stage[..., Any]) -> Iterator[Callable[..., Any]]:
+def callable_of(stage: Stage[..., Any]) -> Iterator[Callable[..., Any]]:
     """The stage's function ready to be called with values; a class is made and entered once, and left at the end."""
     if needs_loop(stage):
         import asyncio

@@ -906,7 +906,6 @@ class State:
         body = b"".join(c.body for c in chunks if c.body is not None)
         lengths = b"".join(c.lengths for c in chunks if c.lengths is not None)
         joined = Chunk(first.first, sum(c.count for c in chunks), first.run, first.at_ms, lengths, body, len(body), 0, 0, None)
-        joined.parked = sum(c.parked for c in chunks)
         queue.chunks.replace(chunks, joined)
         dirty = self._dirty["chunks"]
         for chunk in chunks:
@@ -1150,7 +1149,7 @@ def _outputs_of(inputs: list[int], counts: Buffer | None) -> list[int]:
 
 def _joinable(chunk: Chunk) -> bool:
     return (chunk.body is not None and not chunk.persisted and chunk.keys is None and chunk.open == chunk.count
-            and 8 * chunk.body_bytes <= CHUNK_BYTES_TARGET and 8 * chunk.count <= CHUNK_ITEMS_TARGET)
+            and not chunk.parked and 8 * chunk.body_bytes <= CHUNK_BYTES_TARGET and 8 * chunk.count <= CHUNK_ITEMS_TARGET)
 
 
 def _joins(run: list[Chunk], chunk: Chunk) -> bool:

@@ -1,7 +1,7 @@
 """One test for each rule of Raft that a single node can be held to, and the rules that this core adds.
 
-"raft" is the extended paper (Ongaro and Ousterhout 2014), "dissertation" is Ongaro's (2014). The node under test is `a`; the
-test is its disk, its network and its clock.
+"raft" is the extended paper (Ongaro and Ousterhout 2014), "dissertation" is Ongaro's (2014). The node under test is
+`a`; the test is its disk, its network and its clock.
 """
 
 from __future__ import annotations
@@ -876,7 +876,11 @@ def test_an_append_that_does_not_connect_is_rejected() -> None:
     ],
 )
 def test_a_conflict_removes_the_entry_and_what_follows(
-    have: tuple[int, ...], prev: tuple[int, int], come: tuple[int, ...], left: tuple[int, ...], truncate_from: int | None
+    have: tuple[int, ...],
+    prev: tuple[int, int],
+    come: tuple[int, ...],
+    left: tuple[int, ...],
+    truncate_from: int | None,
 ) -> None:
     rig = Rig(terms=have)
     rig.append(*entries_of(*come, first=prev[0] + 1), term=3, prev=prev)
@@ -940,24 +944,21 @@ def test_a_slow_disk_does_not_look_like_a_dead_node() -> None:
 
 def test_entries_cut_off_while_they_were_being_written_do_not_count_as_durable() -> None:
     rig = Rig()
-    rig.step(
-        AppendEntries, "b", term=1, prev_index=0, prev_term=0, commit_index=0, sent_ms=0, entries=tuple(entries_of(1, 1, 1))
-    )
+    come = {"prev_term": 0, "prev_index": 0, "commit_index": 0, "sent_ms": 0}
+    rig.step(AppendEntries, "b", **{**come, "term": 1, "entries": tuple(entries_of(1, 1, 1))})
     written = rig.begin()
-    rig.step(
-        AppendEntries, "c", term=2, prev_index=1, prev_term=1, commit_index=0, sent_ms=0,
-        entries=tuple(entries_of(2, first=2)),
-    )
+    come |= {"prev_index": 1, "prev_term": 1}
+    rig.step(AppendEntries, "c", **{**come, "term": 2, "entries": tuple(entries_of(2, first=2))})
     rig.finish(written)
-    rig.messages = []
-    rig.step(AppendEntries, "c", prev_index=2, prev_term=2, commit_index=0, sent_ms=0)
+    come |= {"prev_index": 2, "prev_term": 2}
+    rig.step(AppendEntries, "c", **come)
     following = rig.begin()
     assert (following.truncate_from, [entry.term for entry in following.entries]) == (2, [2])
-    rig.step(AppendEntries, "c", prev_index=0, prev_term=0, commit_index=0, sent_ms=0)
+    assert [message.match_index for message in following.messages if isinstance(message, AppendReply)] == [2, 1]
     rig.finish(following)
-    rig.step(AppendEntries, "c", prev_index=2, prev_term=2, commit_index=0, sent_ms=0)
-    rig.pump()
-    assert [reply.match_index for reply in rig.said(AppendReply)][-1] == 2
+    rig.messages = []
+    rig.hear(AppendEntries, "c", **come)
+    assert [reply.match_index for reply in rig.said(AppendReply)] == [2]
 
 
 def test_only_one_ready_is_out_at_a_time() -> None:
@@ -1037,7 +1038,7 @@ def test_only_what_is_applied_and_durable_is_released_or_compacted() -> None:
 
 
 def snapshot_of(index: int, term: int, configuration: Configuration = ABC) -> SnapshotMeta:
-    return SnapshotMeta(index, term, 70, configuration, f"s{index}")
+    return SnapshotMeta(index, term, 0, configuration, f"s{index}")
 
 
 def leader_with_compacted_log() -> Rig:
@@ -1379,8 +1380,11 @@ MESSAGES: list[RaftMessage] = [
     VoteReply(**COMMON, granted=False),
     AppendEntries(
         **COMMON, prev_index=5, prev_term=3, commit_index=4, sent_ms=77,
-        entries=(Entry(6, 3, 10, COMMANDS, b"body"), Entry(7, 4, 11, NOOP, b""), config_entry(8, 4, ABC)._replace_at(12))
-        if False else (Entry(6, 3, 10, COMMANDS, b"body"), Entry(7, 4, 11, NOOP, b"")),
+        entries=(
+            Entry(6, 3, 10, COMMANDS, b"body"),
+            Entry(7, 4, 11, NOOP, b""),
+            Entry(8, 4, 11, CONFIG, encode_configuration(ABC)),
+        ),
     ),
     AppendReply(**COMMON, match_index=5, sent_ms=77),
     AppendReply(**COMMON, match_index=0, sent_ms=77, rejected_index=5, hint_index=2, hint_term=1),
@@ -1388,3 +1392,71 @@ MESSAGES: list[RaftMessage] = [
     SnapshotReply(**COMMON, match_index=9, sent_ms=77),
     TimeoutNow(**COMMON),
 ]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_comes_out_as_it_went_in(message: RaftMessage) -> None:
+    payload = codec.encode_bytes(to_message(message))
+    assert from_message(codec.decode(payload), over_tcp=False) == message
+    assert from_message(codec.decode(payload), over_tcp=True).over_tcp
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_with_any_field_wrong_is_refused(message: RaftMessage) -> None:
+    good = to_message(message)
+    for name, value in good.fields.items():
+        for wrong in (-1, 2**63, 1.5, "", "x" * 201, [1], {}, [["a"]], None, True):
+            if isinstance(wrong, bool) and isinstance(value, bool) or (name == "rejected_index" and wrong is None):
+                continue
+            with pytest.raises(RemoteProtocolError):
+                from_message(good._replace(fields={**good.fields, name: wrong}), over_tcp=True)
+        with pytest.raises(RemoteProtocolError):
+            less = {key: good.fields[key] for key in good.fields if key != name}
+            from_message(good._replace(fields=less), over_tcp=True)
+    with pytest.raises(RemoteProtocolError):
+        from_message(good._replace(fields={**good.fields, "more": 1}), over_tcp=True)
+    with pytest.raises(RemoteProtocolError):
+        from_message(good._replace(blobs=(*good.blobs, b"x")), over_tcp=True)
+    with pytest.raises(RemoteProtocolError):
+        from_message(good._replace(kind="raft_unheard_of"), over_tcp=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bodies"),
+    [
+        ([[2, 0, 1]], [b"x"]),
+        ([[3, 5, 1], [3, 4, 1]], [b"x", b"y"]),
+        ([[4, 0, 1], [3, 0, 1]], [b"x", b"y"]),
+        ([[5, 0, 1]], [b"x"]),
+        ([[3, 0, 9]], [b"x"]),
+        ([[3, 0, 2]], [b"no configuration"]),
+        ([[3, 0, 1]], []),
+    ],
+    ids=["term goes back", "time goes back", "terms go back", "term of the future", "kind", "configuration", "bodies"],
+)
+def test_entries_that_no_leader_has_are_refused(rows: list[list[int]], bodies: list[bytes]) -> None:
+    fields = {**COMMON, "prev_index": 5, "prev_term": 3, "commit_index": 4, "sent_ms": 77, "entries": rows}
+    with pytest.raises(RemoteProtocolError):
+        from_message(codec.Message("raft_append", fields, tuple(bodies)), over_tcp=True)
+
+
+def test_a_configuration_comes_out_as_it_went_in() -> None:
+    joint = Configuration(("a", "b"), ("b",), ("c",))
+    assert decode_configuration(encode_configuration(joint)) == joint
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"voters": [], "voters_old": [], "learners": []},
+        {"voters": ["a"], "voters_old": [], "learners": ["a"]},
+        {"voters": ["a", "a"], "voters_old": [], "learners": []},
+        {"voters": ["a"], "voters_old": []},
+        {"voters": "a", "voters_old": [], "learners": []},
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_configuration(codec.encode_bytes(codec.Message("configuration", fields)))
+    with pytest.raises(RemoteProtocolError):
+        decode_configuration(codec.encode_bytes(codec.Message("another", fields)))

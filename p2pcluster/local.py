@@ -1,0 +1,313 @@
+"""`run_local`: a whole pipeline in this process, for tests and notebooks.
+
+The core is the cluster's own, leader and executor both, on a log that is kept nowhere and a clock that jumps to whatever is due next, so
+that a retry costs no time. Only the shell is different: a "process" is an object here, and runs when its work arrives. Values are encoded
+on their way as in earnest. What needs a process of its own cannot be had: `timeout_s` ends nothing, and a function that ends its process
+ends this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from p2pcluster.core import context as contexts
+from p2pcluster.core.codec import Message
+from p2pcluster.core.commands import lengths_of
+from p2pcluster.core.executor import Executor, Send, Spec, Start, ToLeader
+from p2pcluster.core.graph import Pipeline
+from p2pcluster.core.log import Log
+from p2pcluster.core.node import Grant, Node, Session, grant_message, is_over
+from p2pcluster.core.queues import State
+from p2pcluster.core.raft import HardState
+from p2pcluster.core.stages import At
+from p2pcluster.errors import ClusterError, WrongUsage
+from p2pcluster.values import DECODERS
+from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of
+
+_BATCH = 100  # values that a source puts at a time
+_STEP_MS = 10  # the clock's step while nothing happens
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """What a local run gave: `results` by last stage (or queue that no stage reads), `parked` as (stage, value, exception)."""
+
+    results: dict[str, list[Any]] = field(default_factory=dict)
+    parked: list[tuple[str, Any, BaseException]] = field(default_factory=list)
+
+
+def run_local(pipeline: Pipeline, inputs: Any = None, params: Mapping[str, Any] | None = None, limit: int | None = None,
+              out_dir: str | os.PathLike[str] | None = None) -> LocalRun:
+    """Run `pipeline` to its end here.
+
+    `inputs` replaces what the sources emit: values for the only source, or values by source (or by queue that is fed from outside).
+    `limit` bounds the values of each source. `params` go over the pipeline's own. Raises what a source or `on_done` raises; what a stage
+    raises parks its item after its deliveries, as in a cluster.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(out_dir) if out_dir is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Run(pipeline, _inputs(pipeline, inputs), {**(pipeline.params or {}), **(params or {})}, limit, folder, stack).to_end()
+
+
+def _inputs(pipeline: Pipeline, inputs: Any) -> dict[str, Iterable[Any]]:
+    names = [stage.name for stage in pipeline.stages.values() if stage.kind == "source"]
+    names += [queue["name"] for queue in pipeline.manifest()["queues"] if queue["outside"]]
+    if inputs is None:
+        return {}
+    if not isinstance(inputs, Mapping):
+        if len(names) != 1:
+            raise WrongUsage(f"inputs= is a list and pipeline {pipeline.name!r} has {', '.join(names)}: give a dict of lists by name")
+        return {names[0]: inputs}
+    unknown = set(inputs) - set(names)
+    if unknown:
+        raise WrongUsage(f"inputs= names {sorted(unknown)[0]!r}, and pipeline {pipeline.name!r} has {', '.join(names)}")
+    return dict(inputs)
+
+
+class _Stage:
+    """A stage "process": its runner, and the exception of each item that failed last."""
+
+    def __init__(self, run: _Run, key: int, spec: Spec) -> None:
+        record = run.records[spec.stage]
+        stage = run.pipeline.stages[spec.stage]
+        self._context = run.context(spec.stage, f"{run.pipeline.name}/{record['reads']}")
+        with contexts.active(self._context):
+            function = run.stack.enter_context(callable_of(stage))
+        self._runner = StageRunner(record, run.queues, self._remembering(function, run.failures), stage.is_generator, self._context,
+                                   memoryview(bytearray(16)).cast("Q"), lambda message: run.hear(key, message))
+
+    def _remembering(self, function: Callable[..., Any], failures: dict[tuple[str, int], BaseException]) -> Callable[..., Any]:
+        """The function, and a note of what it raised: the executor only hears text."""
+        context = self._context
+
+        def called(value: Any) -> Any:
+            try:
+                return function(value)
+            except BaseException as error:
+                assert context.queue is not None and context.item_id is not None, "a stage runs an item"
+                failures[(context.queue, context.item_id)] = error
+                raise
+
+        return called
+
+    def on_message(self, message: Message) -> None:
+        if message.kind == "work":
+            with contexts.active(self._context):
+                self._runner.run(Work(message))
+
+
+class _Source:
+    """A source "process": puts a batch, waits for its acknowledgement, puts the next."""
+
+    def __init__(self, run: _Run, key: int, spec: Spec) -> None:
+        self._say = lambda message: run.hear(key, message)
+        record = run.records[spec.stage]
+        self._name, self._run, self._shard = spec.stage, run, spec.shard
+        self._context = run.context(spec.stage, None)
+        self._values: Iterator[Any] | None = None
+        stage = run.pipeline.stages[spec.stage]
+        with contexts.active(self._context):
+            function = run.stack.enter_context(callable_of(stage))
+        self._runner = SourceRunner(record, run.queues, lambda arguments: function(**arguments), stage.is_generator, self._say)
+
+    def on_message(self, message: Message) -> None:
+        with contexts.active(self._context):
+            if message.kind == "begin":
+                self._values = self._begin()
+                self._next()
+            elif message.kind == "ack" and self._values is not None:
+                self._runner.on_ack(message.fields["seq"])
+                self._next()
+
+    def _begin(self) -> Iterator[Any]:
+        given = self._run.inputs.get(self._name)
+        if given is not None:
+            values = iter(given if self._shard == 0 else ())
+        else:
+            values = (value.value if isinstance(value, At) else value for value in self._runner.values(self._shard))
+        return itertools.islice(values, self._run.limit)
+
+    def _next(self) -> None:
+        assert self._values is not None, "a source begins once"
+        batch = list(itertools.islice(self._values, _BATCH))
+        self._runner.put_values(batch, finished=len(batch) < _BATCH)
+        if len(batch) < _BATCH:
+            self._values = None
+
+
+class _Run:
+    """One local run: the two halves of the core, and objects in the place of processes."""
+
+    def __init__(self, pipeline: Pipeline, inputs: dict[str, Iterable[Any]], params: dict[str, Any], limit: int | None, out_dir: Path,
+                 stack: contextlib.ExitStack) -> None:
+        self.pipeline = pipeline
+        self.inputs = inputs
+        self.params = params
+        self.limit = limit
+        self.out_dir = out_dir
+        self.stack = stack
+        self.manifest = pipeline.manifest()
+        self.records = {record["name"]: record for record in self.manifest["stages"]}
+        self.queues = {record["name"]: record for record in self.manifest["queues"]}
+        self.failures: dict[tuple[str, int], BaseException] = {}
+        self._now_ms = 0
+        self._heard: deque[tuple[int, Message]] = deque()
+        self._processes: dict[int, Any] = {}
+        self._node = Node("local", "boot", "local", Random(0), HardState(), Log(), State(), 0, 0, {})
+        self._executor = Executor("local")
+
+    def context(self, stage: str, queue: str | None) -> contexts.Context:
+        return contexts.Context(run=1, queue=queue, stage=stage, node="local", params=self.params, out_dir=self.out_dir,
+                                log=logging.getLogger(stage), on_progress=lambda fraction, text: None)
+
+    def hear(self, key: int, message: Message) -> None:
+        self._heard.append((key, message))
+
+    def to_end(self) -> LocalRun:
+        self._node.open_session(Session("local", "node", "local", "boot", "local", {"slots": 1}))
+        self._node.open_session(Session("user", "client", "user", "boot", "user"))
+        self._tick()
+        self._start()
+        while not is_over(self._node.state.pipelines[self.pipeline.name]):
+            self._tick()
+        return LocalRun(self._results(), self._parked())
+
+    def _start(self) -> None:
+        name = self.pipeline.name
+        self._ask(Message("bundle_part", {"version": "local", "part": 0, "parts": 1}, (b"",)))
+        self._ask(Message("deploy", {"pipeline": name, "version": "local", "origin": {}, "manifest": self.manifest, "files": {},
+                                     "zip_sha256": "", "project": {}}))
+        self._ask(Message("start_run", {"pipeline": name, "params": self.params}))
+        for queue in self.manifest["queues"]:
+            if queue["outside"]:
+                self._feed(queue)
+
+    def _feed(self, queue: dict[str, Any]) -> None:
+        """Put what `inputs` has for a queue that is fed from outside, and close it."""
+        runner = SourceRunner({"name": queue["name"], "ports": [{"label": None, "queues": [queue["name"]]}], "resumable": False,
+                               "sharded": False, "processes": 1}, self.queues, lambda arguments: (), False,
+                              lambda message: self._put_from_outside(queue["name"], message))
+        values = iter(self.inputs.get(queue["name"], ()))
+        while batch := list(itertools.islice(values, _BATCH)):
+            runner.put_values(batch, finished=False)
+        self._ask(Message("close", {"pipeline": self.pipeline.name, "name": queue["name"]}))
+
+    def _put_from_outside(self, queue: str, message: Message) -> None:
+        ports = [{"queues": [f"{self.pipeline.name}/{queue}"]}]
+        producer = [f"client:{queue}", 1, message.fields["seq"]]
+        self._ask(Message("put", {"producer": producer, "ports": ports, "source": None}, message.blobs))
+
+    def _ask(self, message: Message) -> None:
+        self._node.step("user", message._replace(fields={**message.fields, "req": 1}), self._now_ms)
+        self._pump()
+
+    def _tick(self) -> None:
+        self._now_ms += _STEP_MS
+        self._node.tick(self._now_ms)
+        self._executor.tick(self._now_ms, {})
+        self._pump()
+
+    def _pump(self) -> None:
+        """Carry everything until nothing moves."""
+        while self._carry_heard() | self._carry_actions() | self._carry_outbox() | self._commit():
+            pass
+
+    def _carry_heard(self) -> bool:
+        moved = bool(self._heard)
+        while self._heard:
+            key, message = self._heard.popleft()
+            if key in self._executor.processes:
+                self._executor.on_message(key, message, self._now_ms)
+        return moved
+
+    def _carry_actions(self) -> bool:
+        actions = self._executor.take_actions()
+        for action in actions:
+            if isinstance(action, ToLeader):
+                self._node.step("local", action.message, self._now_ms)
+            elif isinstance(action, Start):
+                self._start_process(action.key, action.spec)
+            elif isinstance(action, Send):
+                self._send(action.key, action.message)
+        return bool(actions)
+
+    def _start_process(self, key: int, spec: Spec) -> None:
+        if spec.role == "on_done":
+            assert self.pipeline.on_done is not None, "the manifest says that there is an on_done"
+            with contexts.active(self.context("on_done", None)):
+                self.pipeline.on_done()
+            self.hear(key, Message("ready", {}))
+            self.hear(key, Message("finished", {}))
+            self._carry_heard()
+            self._executor.on_exit(key, "ended", 0, [], self._now_ms)
+            return
+        self._processes[key] = (_Source if spec.role == "source" else _Stage)(self, key, spec)
+        self.hear(key, Message("ready", {}))
+
+    def _send(self, key: int, message: Message) -> None:
+        if message.kind == "stop":
+            self._processes.pop(key, None)
+            self._executor.on_exit(key, "ended", 0, [], self._now_ms)
+        elif key in self._processes:
+            self._processes[key].on_message(message)
+
+    def _carry_outbox(self) -> bool:
+        sent = self._node.take_outbox()
+        for session, item in sent:
+            message = grant_message(item, [chunk.slice(lo, hi) for chunk, lo, hi in item.pieces]) if isinstance(item, Grant) else item
+            if session == "local":
+                self._executor.on_leader(message, self._now_ms)
+            elif message.fields.get("result") == "refused":
+                raise ClusterError(f"{message.fields['kind']} was refused ({message.fields.get('code')})")
+        return bool(sent)
+
+    def _commit(self) -> bool:
+        if not self._node.has_ready():
+            return False
+        self._node.advance(self._node.ready())
+        return True
+
+    # ---- what came of it
+
+    def _results(self) -> dict[str, list[Any]]:
+        results = {}
+        for record in self.manifest["queues"]:
+            if record["read_by"] is None:
+                name = record["name"].removesuffix(".results") if record["results"] else record["name"]
+                results[name] = [value for _, value in self._values(record["name"], None)]
+        return results
+
+    def _parked(self) -> list[tuple[str, Any, BaseException]]:
+        parked = []
+        for record in self.manifest["queues"]:
+            full = f"{self.pipeline.name}/{record['name']}"
+            ids = self._node.state.queues[full].parked
+            for item_id, value in self._values(record["name"], set(ids)):
+                why = self.failures.get((full, item_id)) or ClusterError(ids[item_id].error["text"])
+                parked.append((record["read_by"], value, why))
+        return parked
+
+    def _values(self, queue: str, ids: set[int] | None) -> Iterator[tuple[int, Any]]:
+        """The values of the open items, or of the items `ids`."""
+        state = self._node.state.queues[f"{self.pipeline.name}/{queue}"]
+        decode_value = DECODERS[self.queues[queue]["codec"]]
+        wanted = state.open_ranges(1, state.next_id) if ids is None and state.next_id > 1 else [(i, i + 1) for i in sorted(ids or ())]
+        for lo, hi in wanted:
+            for chunk in state.chunks.overlap(lo, hi):
+                a, b = max(lo, chunk.first), min(hi, chunk.end)
+                lengths, body = chunk.slice(a, b)
+                start = 0
+                for item_id, size in zip(range(a, b), lengths_of(lengths), strict=True):
+                    yield item_id, decode_value(bytes(body[start : start + size]))
+                    start += size
