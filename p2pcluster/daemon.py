@@ -222,10 +222,12 @@ class Daemon:
         self.node.open_session(Session(LOCAL, "node", node_id, self.boot, self.name, self.facts()))
         self.node.open_session(Session(SELF, "client", node_id, self.boot + "-self", self.name))
         self.home.write_address(*self._listener.address, self.options.cluster)
-        self.node.tick(now_ms)
-        self._pump()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
+        while not self.node.is_serving:
+            self._committer.wait()
+            self._tick(time.monotonic())
+            self._pump()
         self._out(f"node {self.name} leads cluster {self.options.cluster} at {self.address}; home {self.home.path}")
         self._offer_project()
 

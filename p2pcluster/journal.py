@@ -247,6 +247,8 @@ class Journal:
             raise JournalError(f"{mark_path} cannot be written ({error.strerror}): free some space or check who owns it, then start again"
                                ) from error
         try:
+            if not path.exists() and mark.slot.turn > 0:
+                raise corrupt(path, "it is gone, and the mark beside it tells of entries")
             reader, is_doubtful = _read_checked(path, mark, body_memory_bytes_max) if path.exists() else (None, False)
             with _sqlite_errors(path):
                 db = _open_for_writing(path, is_doubtful)
@@ -766,7 +768,8 @@ def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) ->
         if found is not None:
             return found
     row = db.execute("SELECT lengths, body, body_crc FROM chunks WHERE queue = ? AND first_id = ?", (queue, chunk.first)).fetchone()
-    if row is None or row[0] is None or crc32(row[1], crc32(row[0])) != row[2] or chunk.body_crc not in (row[2], None):
+    whole = row is not None and isinstance(row[0], bytes) and isinstance(row[1], bytes) and crc32(row[1], crc32(row[0])) == row[2]
+    if not whole or chunk.body_crc not in (row[2], None):
         raise corrupt(path, f"the bytes of {queue} {chunk.first} are damaged", chunk.entry or None)
     return row[0], row[1]
 
