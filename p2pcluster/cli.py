@@ -23,7 +23,7 @@ from typing import Any
 from p2pcluster import bundle, config
 from p2pcluster.client import Cluster, Link
 from p2pcluster.config import Options, resolve_options
-from p2pcluster.errors import ClusterError, ProjectError, ValueRefused, WrongUsage
+from p2pcluster.errors import ClusterError, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
 
 DEMO_CLUSTER = "demo"
@@ -170,8 +170,6 @@ def _run(args: argparse.Namespace) -> int:
     from p2pcluster.daemon import Offer
 
     project = bundle.find_project(args.target, Path.cwd())
-    if project is None and args.target is not None and not Path(args.target).is_dir():
-        raise ProjectError(f"{args.target} holds no pipeline: assign one to a variable, as in pipeline = Pipeline(...)")
     options = _options(args, project.folder if project else None)
     return _serve(options, Offer(project, args.until_done, args.again, _params(args.set)))
 
@@ -211,7 +209,7 @@ def _params(settings: Iterable[str]) -> dict[str, Any]:
 
 def _deploy(args: argparse.Namespace) -> int:
     from p2pcluster.daemon import deploy_messages
-    from p2pcluster.process import read_manifest
+    from p2pcluster.process import read_manifest, refusal
 
     project = bundle.find_project(args.target, Path.cwd())
     if project is None:
@@ -223,17 +221,19 @@ def _deploy(args: argparse.Namespace) -> int:
         bundle.unpack(packed.zip_bytes, packed.zip_sha256, folder)
         answer = read_manifest(folder, record)
     if "error" in answer:
-        raise ProjectError(answer["error"])
+        if answer["traceback"] and args.verbose:
+            print(answer["traceback"], file=sys.stderr)
+        raise refusal(answer)
     manifest = answer["manifest"]
-    with _cluster(args, manifest["pipeline"]) as cluster:
+    with Cluster(Link(_options(args, project.folder), config.CONNECT_TIMEOUT_S), manifest["pipeline"]) as cluster:
         deployed = cluster.project()
-        if deployed is not None and deployed["version"] == packed.version:
+        if deployed is not None and deployed["version"] == packed.version and deployed["run"]:
             print(f"{cluster.pipeline}: version {packed.version[:8]} is deployed already")
             return 0
         origin = {"node": cluster.link.peer.node_id, "name": socket.gethostname(), "folder": str(project.folder)}
         for message in deploy_messages(packed, manifest, record, origin):
             cluster.check(cluster.link.call(message), manifest["pipeline"])
-        if deployed is None:
+        if deployed is None or not deployed["run"]:
             print(f"{cluster.pipeline}: version {packed.version[:8]} deployed, run {cluster.start()} starts")
             return 0
         print(f"{cluster.pipeline}: version {packed.version[:8]} replaces {deployed['version'][:8]}: "

@@ -308,10 +308,12 @@ class Cluster:
 
     def queue_record(self, queue: str) -> dict[str, Any]:
         """What the manifest says of a queue. Raises `UnknownName`, which names those that there are."""
-        for record in self.manifest["queues"]:
-            if record["name"] == queue:
-                return dict(record)
-        names = ", ".join(record["name"] for record in self.manifest["queues"])
+        for _ in range(2):
+            for record in self.manifest["queues"]:
+                if record["name"] == queue:
+                    return dict(record)
+            names = ", ".join(record["name"] for record in self.manifest["queues"])
+            self._manifest = None  # another version may have come since it was asked for
         raise UnknownName(f"pipeline {self.pipeline!r} has no queue {queue!r}; it has {names}")
 
     def check(self, reply: Message, what: str) -> Message:
@@ -465,7 +467,12 @@ class Cluster:
         return int(reply.fields.get("count", 0))
 
     def close(self, name: str) -> None:
-        """End a source, or a queue that is fed from outside."""
+        """End a source, or a queue that is fed from outside. Raises `UnknownName`, which names those that there are."""
+        self._manifest = None
+        names = [stage["name"] for stage in self.manifest["stages"] if stage["kind"] == "source"]
+        names += [record["name"] for record in self.manifest["queues"] if record["outside"]]
+        if name not in names:
+            raise UnknownName(f"pipeline {self.pipeline!r} has no source and no queue fed from outside called {name!r}; it has {', '.join(names)}")
         self.check(self.link.call(Message("close", {"pipeline": self.pipeline, "name": name})), name)
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.core.log import Log
 from p2pcluster.core.node import Grant, Node, NodeReady, Session, grant_message, is_over
 from p2pcluster.core.queues import Chunk
-from p2pcluster.errors import ClusterError, HomeError, JournalError, ProjectError, ProtocolError
+from p2pcluster.errors import ClusterError, HomeError, JournalError, ProtocolError
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.journal import Checkpoint, Compaction, Journal, Write, checkpoint_of
 from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
@@ -536,6 +536,8 @@ class Daemon:
         try:
             if mask & selectors.EVENT_READ:
                 for payload in connection.read():
+                    if session_id not in self._clients:
+                        return  # a reply found it gone
                     self._on_client_message(session_id, decode(payload))
         except (ConnectionClosed, ProtocolError) as error:
             if isinstance(error, ProtocolError):
@@ -580,7 +582,9 @@ class Daemon:
             self._selector.modify(connection, wanted, key.data)
 
     def _drop_client(self, session_id: str) -> None:
-        connection = self._clients.pop(session_id)
+        connection = self._clients.pop(session_id, None)
+        if connection is None:
+            return
         self._selector.unregister(connection)
         connection.close()
         self.node.close_session(session_id)
@@ -630,7 +634,7 @@ class Daemon:
         if "error" in answer:
             if answer["traceback"] and self.options.verbose:
                 self._out(answer["traceback"])
-            raise ProjectError(answer["error"])
+            raise process.refusal(answer)
         manifest: dict[str, Any] = answer["manifest"]
         return manifest
 

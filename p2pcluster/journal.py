@@ -39,6 +39,7 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
 
 _CHAIN_ZERO = bytes(16)
+_LOG_COLUMNS = "idx, term, at_ms, kind, body, chain, commit_idx, crc"
 # Every journal has these rows, so that one that is lost is missed.
 _META_START: dict[str, Any] = {
     "format": FORMAT, "base_idx": 0, "base_term": 0, "base_at_ms": 0, "base_chain": _CHAIN_ZERO, "term": 0, "voted_for": None,
@@ -185,13 +186,13 @@ class MarkSlot(NamedTuple):
     ballot: int
     chain: bytes
 
-    def missing(self, reader: JournalReader) -> str | None:
-        """What `reader`'s journal had committed and does not hold."""
-        if self.last_index > reader.last_index:
-            return f"it ends at entry {reader.last_index} and had committed {self.last_index}"
-        if self.last_index == reader.last_index and self.chain not in (reader.chain, _CHAIN_ZERO):
+    def missing(self, last_index: int, chain: bytes, meta: dict[str, Any]) -> str | None:
+        """What a journal had committed and does not hold, which ends at entry `last_index` with `chain`."""
+        if self.last_index > last_index:
+            return f"it ends at entry {last_index} and had committed {self.last_index}"
+        if self.last_index == last_index and self.chain not in (chain, _CHAIN_ZERO):
             return f"its entry {self.last_index} is not the one that was committed"
-        if self.ballot > ballot_of(reader.meta):
+        if self.ballot > ballot_of(meta):
             return "the last term or vote is not in it"
         return None
 
@@ -613,12 +614,14 @@ def read_rows(db: sqlite3.Connection, path: Path, table: str) -> Iterator[tuple[
 
 def read_log(db: sqlite3.Connection, path: Path, after: int, chain: bytes) -> Iterator[LogRow]:
     """The log above entry `after`, whose chain is `chain`; each row checked against its CRC and the chain. Raises `JournalCorrupt`."""
-    rows = db.execute("SELECT idx, term, at_ms, kind, body, chain, commit_idx, crc FROM journal WHERE idx > ? ORDER BY idx", (after,))
+    rows: sqlite3.Cursor | None = None
     expected = after + 1
     while True:
         try:
+            rows = rows or db.execute(f"SELECT {_LOG_COLUMNS} FROM journal WHERE idx > ? ORDER BY idx", (after,))
             row = rows.fetchone()
         except sqlite3.DatabaseError as error:
+            expected = _first_unreadable(db, expected)
             raise corrupt(path, f"the log cannot be read at entry {expected}: {error}", expected) from error
         if row is None:
             return
@@ -632,6 +635,15 @@ def read_log(db: sqlite3.Connection, path: Path, after: int, chain: bytes) -> It
             raise corrupt(path, f"the chain breaks at entry {expected}", expected)
         yield LogRow(entry, chain, row[6])
         expected += 1
+
+
+def _first_unreadable(db: sqlite3.Connection, index: int) -> int:
+    """`index`, or the entry behind it: the driver reads a row ahead, and fails where it does."""
+    try:
+        row = db.execute(f"SELECT {_LOG_COLUMNS} FROM journal WHERE idx = ?", (index,)).fetchone()
+    except sqlite3.DatabaseError:
+        return index
+    return index + 1 if row is not None and row_crc(row[:7]) == row[7] else index
 
 
 def last_commit_idx(db: sqlite3.Connection, meta: dict[str, Any]) -> int:
@@ -660,11 +672,11 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
         db = _connect_read_only(path)
         try:
             with _sqlite_errors(path):
-                _check_format(db, path)
+                check_format(db, path)
                 reader = JournalReader(db, path)
         finally:
             db.close()
-        missing = slot.missing(reader) if slot else None
+        missing = slot.missing(reader.last_index, reader.chain, reader.meta) if slot else None
         if missing is None:
             return reader
         if _slot_at(mark_path) == slot:  # else its node has cut the log off meanwhile
@@ -714,7 +726,7 @@ def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[J
     db = _connect_read_only(path)
     try:
         with _sqlite_errors(path):
-            found = _check_format(db, path)
+            found = check_format(db, path)
             if 0 < found < FORMAT:
                 _migrate(path, found)
             # 0: its node died while it made the file
@@ -723,7 +735,7 @@ def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[J
         db.close()
     if reader is None and mark.slot.turn > 0:
         raise corrupt(path, "it is empty and had committed entries")
-    missing = mark.slot.missing(reader) if reader else None
+    missing = mark.slot.missing(reader.last_index, reader.chain, reader.meta) if reader else None
     if reader and missing:
         raise corrupt(path, missing, reader.last_index + 1)
     return reader, is_doubtful
@@ -733,7 +745,7 @@ def _open_for_writing(path: Path, is_doubtful: bool) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
     try:
         _set_up(db, path)
-        _make_tables(db)
+        make_tables(db)
         if is_doubtful:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # or the next start would have to doubt it again
     except BaseException:
@@ -817,10 +829,10 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA wal_autocheckpoint = 0")
     db.execute(f"PRAGMA cache_size = -{config.SQLITE_CACHE_BYTES // 1024}")
     db.execute("PRAGMA temp_store = MEMORY")
-    _check_format(db, path)
+    check_format(db, path)
 
 
-def _check_format(db: sqlite3.Connection, path: Path) -> int:
+def check_format(db: sqlite3.Connection, path: Path) -> int:
     """The format of the journal in the file, 0 when it is empty. Raises `JournalError` when there is something else."""
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
@@ -849,7 +861,8 @@ def _migrate(path: Path, found: int) -> None:
         db.close()
 
 
-def _make_tables(db: sqlite3.Connection) -> None:
+def make_tables(db: sqlite3.Connection) -> None:
+    """Make an empty journal, where there is none."""
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
         return
     db.execute("BEGIN IMMEDIATE")

@@ -28,6 +28,7 @@ from p2pcluster import config
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.executor import Spec
+from p2pcluster.errors import ClusterError, ProjectError, WrongUsage
 from p2pcluster.errors import ProtocolError
 from p2pcluster.stream import Connection, ConnectionClosed
 
@@ -346,15 +347,21 @@ def forget_ran_before(run_folder: Path, boot: str) -> None:
 
 
 def read_manifest(folder: Path, project: dict[str, Any], timeout_s: float = 60.0) -> dict[str, Any]:
-    """What the project in `folder` holds, found by a child that imports it: `{"manifest": ...}` or `{"error", "traceback"}`."""
+    """What the project in `folder` holds, found by a child that imports it: `{"manifest": ...}` or `{"error", "code", "traceback"}`."""
     try:
         done = subprocess.run(worker_command("manifest", str(folder), json.dumps(project)), cwd=folder, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return {"error": f"importing {project['module']} takes longer than {timeout_s:g} s: keep work out of the module's top level",
-                "traceback": None}
+                "code": ProjectError.code, "traceback": None}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        return {"error": f"importing {project['module']} ended its process: it {how_ended(done.returncode)}", "traceback": None}
+        return {"error": f"importing {project['module']} ended its process, which {how_ended(done.returncode)}: keep what does so below "
+                         'if __name__ == "__main__"', "code": ProjectError.code, "traceback": None}
     return answer
+
+
+def refusal(answer: dict[str, Any]) -> ClusterError:
+    """The error that an answer of `read_manifest` stands for."""
+    return (WrongUsage if answer["code"] == WrongUsage.code else ProjectError)(answer["error"])

@@ -10,7 +10,6 @@ import json
 import pickle
 import pickletools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from p2pcluster import config
@@ -18,7 +17,7 @@ from p2pcluster.errors import ValueRefused
 
 
 ENCODERS: dict[str, Callable[[Any], bytes]] = {
-    "pickle": partial(pickle.dumps, protocol=5),
+    "pickle": pickle.dumps,  # bare: a protocol by keyword would cost as much as the pickling of a small value
     "json": lambda value: json.dumps(value, separators=(",", ":")).encode(),
 }
 DECODERS: dict[str, Callable[[bytes], Any]] = {"pickle": pickle.loads, "json": json.loads}

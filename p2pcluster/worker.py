@@ -27,6 +27,7 @@ import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ from p2pcluster.core.codec import Buffer, FrameReader, Message, decode, encode, 
 from p2pcluster.core.commands import lengths_blob, lengths_of
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
-from p2pcluster.errors import ClusterError, ProjectError, ValueRefused
+from p2pcluster.errors import ClusterError, ProjectError, ValueRefused, WrongUsage
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
+_STRIDE_MAX = 16  # items between two looks at the clock
 OUTPUTS_BYTES_MAX = 2 * config.VALUE_BYTES_MAX  # of one item: they travel in one message, which a frame has to hold
 _LARGE_BYTES = 4096  # values above this are counted towards a batch's bytes; `WORK_ITEMS_MAX` of those below it fit anyway
 REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
@@ -79,7 +81,7 @@ class Channel:
 def error_of(error: BaseException) -> dict[str, Any]:
     """An exception as text: nothing of the user's is unpickled by whoever reads it."""
     try:
-        said = str(error)
+        said = " ".join(str(error).splitlines())  # one line; the traceback has it as it was
     except Exception:  # the user's __str__ may do anything; the type is still worth telling
         said = "(its text cannot be made)"
     name = type(error).__name__
@@ -120,11 +122,8 @@ class Work:
         """Each item's bytes."""
         found: list[bytes] = []
         for lengths, body in self.slices:
-            data = bytes(body)
-            start = 0
-            for size in lengths_of(lengths):
-                found.append(data[start : start + size])
-                start += size
+            data, sizes = bytes(body), lengths_of(lengths)
+            found += [data[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
         return found
 
 
@@ -186,10 +185,11 @@ class StageRunner:
         """Every item of `work`, in order, up to where it was recalled."""
         context, position, results = self._context, self._position, self._results
         call, decode_value, encode_value = self._function, self._decode, self._encode
-        clock_ns, special = time.monotonic_ns, self._special
+        pace, special = _Pace(REPORT_INTERVAL_NS), self._special
         context.run = work.runs
         position[0] = work.number
-        self._work, self._since_ns = work, clock_ns()
+        self._work, self._since_ns = work, time.monotonic_ns()
+        look_at = 0
         ids, keys, deliveries = work.ids, work.keys, work.deliveries
         for at, body in enumerate(work.bodies()):
             work.at = at
@@ -207,15 +207,17 @@ class StageRunner:
                     results.append(self._emitted(returned))
                 else:
                     encoded = encode_value(returned)
-                    if len(encoded) > _LARGE_BYTES or b"__main__" in encoded:
+                    if len(encoded) > _LARGE_BYTES:
                         check_value(encoded)
                         self._large_bytes += len(encoded)
                     results.append(encoded)
             except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
                 self.report()
                 self._report_failure(work, error if returned is _NOTHING else as_refusal(returned, error))
-            if clock_ns() - self._since_ns > REPORT_INTERVAL_NS or self._large_bytes > config.WORK_BYTES_MAX:
-                self.report()
+            if at >= look_at or self._large_bytes > config.WORK_BYTES_MAX:
+                look_at = at + pace.look()
+                if pace.is_due or self._large_bytes > config.WORK_BYTES_MAX:
+                    self.report()
         position[1] = 0
         context.put_key, context.delivery = None, 1
         self.report()
@@ -250,8 +252,21 @@ class StageRunner:
             self._large_bytes = 0
             now_ns = time.monotonic_ns()
             elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
-            ports, blobs = self._ports.pack(results)
-            self._send(Message("done", {"work": self._work.number, "count": count, "elapsed_us": elapsed_us, "ports": ports}, tuple(blobs)))
+            self._send_results(self._work.number, results, elapsed_us / count)
+
+    def _send_results(self, number: int, results: list[Any], item_us: float) -> None:
+        ports, blobs = self._ports.pack(results)
+        refused = first_refused(results) if any(b"__main__" in blob for blob in blobs) else None
+        if refused is None:
+            self._send(Message("done", {"work": number, "count": len(results), "elapsed_us": item_us * len(results), "ports": ports},
+                               tuple(blobs)))
+            return
+        at, error = refused
+        if at:
+            self._send_results(number, results[:at], item_us)
+        self._send(Message("failed", {"work": number, "elapsed_us": item_us, "error": error_of(error)}))
+        if at + 1 < len(results):
+            self._send_results(number, results[at + 1 :], item_us)
 
     def _report_failure(self, work: Work, error: BaseException) -> None:
         now_ns = time.monotonic_ns()
@@ -261,6 +276,40 @@ class StageRunner:
 
 def _no_value(value: Any) -> bytes:
     return b""
+
+
+def first_refused(results: list[Any]) -> tuple[int, ValueRefused] | None:
+    """Which of the results first holds a value that cannot be put. They are looked at singly only where the look at all together, which
+    costs much less, has found something."""
+    for at, result in enumerate(results):
+        try:
+            for body in [result] if type(result) is bytes else [body for _, body in result]:
+                check_value(body)
+        except ValueRefused as error:
+            return at, error
+    return None
+
+
+class _Pace:
+    """When to look at the clock again: not at every item of a fast function, for which the look would cost as much as the work."""
+
+    __slots__ = ("_interval_ns", "_last_ns", "_stride", "is_due", "since_ns")
+
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._last_ns = self.since_ns = time.monotonic_ns()
+        self._stride = 1
+        self.is_due = False
+
+    def look(self) -> int:
+        """How many items to run before the next look. `is_due` afterwards: whether the interval is over; it then begins anew."""
+        now_ns = time.monotonic_ns()
+        spent_ns, self._last_ns = now_ns - self._last_ns, now_ns
+        self._stride = min(2 * self._stride, _STRIDE_MAX) if spent_ns < self._interval_ns // 16 else 1
+        self.is_due = now_ns - self.since_ns > self._interval_ns
+        if self.is_due:
+            self.since_ns = now_ns
+        return self._stride
 
 
 class _Ports:
@@ -332,7 +381,8 @@ class SourceRunner:
         self._seq = self._acked = 0
         self._stop = False
         self._flushed_ns = 0
-        self._armed = threading.Event()
+        self._awake = threading.Event()
+        self._is_asleep = False
 
     def on_ack(self, seq: int) -> None:
         with self._lock:
@@ -396,26 +446,32 @@ class SourceRunner:
 
     def _emit_plainly(self, values: Iterator[Any]) -> None:
         """The short way of `_emit_each` for a source with one way out and no cursor; most are."""
-        buffer, encode_value, clock_ns = self._buffer, self._ports.encoders[0], time.monotonic_ns
-        batch_max, flush_ns, armed = self._batch_max, int(1e9 * config.SOURCE_FLUSH_S), self._armed
+        buffer, encode_value, batch_max = self._buffer, self._ports.encoders[0], self._batch_max
+        pace = _Pace(int(1e9 * config.SOURCE_FLUSH_S))
+        look_at = at = 0
         for value in values:
+            at += 1
             if type(value) in _SPECIAL:
                 self._emit(value)
-                continue
-            try:
-                body = encode_value(value)
-            except Exception as error:
-                raise as_refusal(value, error) from error
-            if len(body) > _LARGE_BYTES or b"__main__" in body:
-                check_value(body)
-                self._large_bytes += len(body)
-            buffer.append(body)
-            if clock_ns() - self._flushed_ns > flush_ns or len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX:
-                self._flush_now()
+            else:
+                try:
+                    body = encode_value(value)
+                except Exception as error:
+                    raise as_refusal(value, error) from error
+                if len(body) > _LARGE_BYTES:
+                    check_value(body)
+                    self._large_bytes += len(body)
+                buffer.append(body)
+            if self._is_asleep:
+                self._wake_flusher()
+            if at >= look_at or len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX:
+                look_at = at + pace.look()
+                full = len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX
+                if full or pace.is_due:
+                    with self._lock:
+                        self._flush(wait=full)
                 if self._stop:
                     return
-            if not armed.is_set():
-                armed.set()
 
     def _emit_each(self, values: Iterator[Any]) -> None:
         for value in values:
@@ -423,8 +479,8 @@ class SourceRunner:
             self._flush_now()
             if self._stop:
                 return
-            if not self._armed.is_set():
-                self._armed.set()
+            if self._is_asleep:
+                self._wake_flusher()
 
     def _values(self, arguments: dict[str, Any]) -> Iterator[Any]:
         if self._is_generator:
@@ -477,17 +533,27 @@ class SourceRunner:
             self._large_bytes = 0
             self._put(taken, finished=False)
 
-    def _put(self, taken: list[Any], finished: bool) -> None:
-        self._seq += 1
+    def _pack(self, taken: list[Any]) -> tuple[list[dict[str, Any]], list[Buffer]]:
         ports: list[dict[str, Any]] = []
         blobs: list[Buffer] = []
         for port, bodies in self._by_port(taken).items():
             ports.append({"port": port})
             blobs += [lengths_blob(map(len, bodies)), b"".join(bodies)]
+        return ports, blobs
+
+    def _put(self, taken: list[Any], finished: bool) -> None:
+        ports, blobs = self._pack(taken)
+        refused = first_refused(taken) if any(b"__main__" in blob for blob in blobs) else None
+        if refused is not None:
+            if refused[0]:
+                self._put(taken[: refused[0]], finished=False)
+            raise refused[1]
+        self._seq += 1
         source: dict[str, Any] = {"finished": finished}
         if self._is_generator and not self._stage["resumable"]:
             self._count += len(taken)
-            self._hash.update(b"".join(body if type(body) is bytes else body[1] for body in taken))
+            one_way = self._is_plain and len(blobs) == 2  # then the bytes stand in the blob as they were emitted
+            self._hash.update(blobs[1] if one_way else b"".join(body if type(body) is bytes else body[1] for body in taken))
             source |= {"count": self._count, "hash": self._hash.hexdigest()}
         if self._cursor is not None:
             source["cursor"] = True
@@ -504,19 +570,24 @@ class SourceRunner:
             found.setdefault(port, []).append(body)
         return dict(sorted(found.items()))
 
+    def _wake_flusher(self) -> None:
+        self._is_asleep = False
+        self._awake.set()
+
     def _flush_late(self) -> None:
-        """Put what stays behind when the source is silent after a burst."""
+        """Put what stays behind when the source is silent after a burst. A value that cannot be put is left for the source's thread,
+        whose error it is."""
+        seen = 0
         while not self._stop:
-            self._armed.wait()
-            self._armed.clear()
             time.sleep(config.SOURCE_FLUSH_S)
-            with self._lock:
-                self._flush(wait=False)
-                waiting = bool(self._buffer)
-                if waiting:
-                    self._lock.wait(config.SOURCE_FLUSH_S)
-            if waiting:
-                self._armed.set()
+            if len(self._buffer) == seen > 0 and first_refused(self._buffer[:seen]) is None:
+                with self._lock:
+                    self._flush(wait=False)
+            seen = len(self._buffer)
+            self._is_asleep = not seen  # said before the last look, as the source appends before it looks at this
+            if self._is_asleep and not self._buffer:
+                self._awake.wait()
+                self._awake.clear()
 
 
 def _calls(function: Callable[[], Any]) -> Iterator[Any]:
@@ -676,19 +747,22 @@ def _in_loop(runner: Any, function: Callable[..., Any], is_generator: bool) -> C
 
 
 def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
-    """Import the project's module from `folder` and find its pipeline. Raises `ProjectError`, or what the module raises."""
+    """Import the project's module from `folder` and find its pipeline.
+
+    Raises `WrongUsage` when the file that was named holds no such pipeline, `ProjectError`, or what the module raises.
+    """
     for path in reversed(project["import_paths"]):
         sys.path.insert(0, os.path.normpath(os.path.join(folder, path)))
     module = importlib.import_module(project["module"])
     if project["variable"] is not None:
         found = getattr(module, project["variable"], None)
         if not isinstance(found, Pipeline):
-            raise ProjectError(f"{project['module']} has no Pipeline called {project['variable']}: name the variable that holds one")
+            raise WrongUsage(f"{project['module']}.py has no Pipeline called {project['variable']}: name the variable that holds one")
         return found
     pipelines = {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
     distinct = {id(value): name for name, value in pipelines.items()}
     if not distinct:
-        raise ProjectError(f"{project['module']}.py has no Pipeline: assign one to a variable, as in pipeline = Pipeline(...)")
+        raise WrongUsage(f"{project['module']}.py has no Pipeline: assign one to a variable, as in pipeline = Pipeline(...)")
     if len(distinct) > 1:
         names = ", ".join(sorted(distinct.values()))
         raise ProjectError(f"{project['module']}.py has {len(distinct)} pipelines ({names}): say which one, {project['module']}.py:NAME")
@@ -710,14 +784,16 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
                     raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet")
         answer: dict[str, Any] = {"manifest": manifest}
     except ClusterError as error:
-        answer = {"error": str(error), "traceback": None}
+        answer = {"error": str(error), "code": error.code, "traceback": None}
     except SyntaxError as error:
         where = f"{os.path.basename(error.filename or '?')}, line {error.lineno}"
-        answer = {"error": f"{where}: {error.msg}", "traceback": traceback.format_exc()}
+        answer = {"error": f"{where}: {error.msg}: correct it and try again", "code": ProjectError.code, "traceback": traceback.format_exc()}
     except BaseException as error:  # the module may raise anything, SystemExit too: it is the answer
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
         where = f" ({os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno})" if frames else ""
-        answer = {"error": f"importing {project['module']} raised {error_of(error)['text']}{where}", "traceback": traceback.format_exc()}
+        remedy = "correct it, or install what it imports" if isinstance(error, ImportError) else "correct it; --verbose shows the traceback"
+        answer = {"error": f"importing {project['module']} raised {error_of(error)['text']}{where}: {remedy}", "code": ProjectError.code,
+                  "traceback": traceback.format_exc()}
     out.write(json.dumps(answer) + "\n")
     out.close()
     return 0

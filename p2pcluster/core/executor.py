@@ -357,6 +357,8 @@ class Executor:
                 stage.buffer.extendleft(reversed(work.shorten(message.fields["kept"])))
                 if work.reported >= work.count:
                     process.works.remove(work)
+        if not process.works:
+            process.is_stuck = False  # it had reported what it seemed to be stuck with, and no further report will say so
         if process.stopping and not process.works:
             self._send(process, Message("stop", {}))
         self._feed(stage)

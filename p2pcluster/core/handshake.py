@@ -352,7 +352,7 @@ class Handshake:
 
 
 def _remedy() -> str:
-    return "run `p2pcluster key` there and give what it prints to `p2pcluster key --set` here"
+    return "run `python -m p2pcluster key` there and give what it prints to `python -m p2pcluster key --set` here"
 
 
 def _check_text(me: Identity) -> None:

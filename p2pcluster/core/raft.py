@@ -755,7 +755,7 @@ class Raft:
         assert index > self.commit_index, f"entry {index} is committed (up to {self.commit_index}) and would be cut off"
         self.log.truncate_from(index)
         if index <= self._out_index:
-            self._truncate_from = index if self._truncate_from is None else min(index, self._truncate_from)
+            self._truncate_from = index
         self._out_index = min(self._out_index, index - 1)
         self._out_valid_index = min(self._out_valid_index, index - 1)
         self._stable_index = min(self._stable_index, index - 1)
@@ -789,7 +789,6 @@ class Raft:
         self.role = Role.LEADER
         self._votes = {}
         self._patience_from_ms = self._now_ms
-        self._acks_from_ms = self._now_ms
         self._heartbeat_ms = self._now_ms + self.settings.heartbeat_interval_ms
         self._set_leader(self.id)
         self._sync_progress()

@@ -136,7 +136,7 @@ class NodeProcess:
         children = list(children_of(self.pid)) if self.is_running else []
         self.popen.kill()
         self.wait_for_exit()
-        wait_for(lambda: not any(_is_alive(pid) for pid in children), "stage processes end with their node")
+        wait_for(lambda: not any(is_alive(pid) for pid in children), "stage processes end with their node")
 
     def stop(self) -> int:
         """Ask it to end, as a service manager would."""
@@ -151,7 +151,7 @@ class NodeProcess:
         """`kill -9` one of the processes that `pids` finds, once there are any; returns its id when it is gone."""
         pid = wait_for(pids, "a process to kill")[0]
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not _is_alive(pid), f"process {pid} ends")
+        wait_for(lambda: not is_alive(pid), f"process {pid} ends")
         return pid
 
     def _read(self, stream: Any, lines: list[str]) -> None:
@@ -223,8 +223,14 @@ class Site:
 
     def python(self, text: str, timeout_s: float = WAIT_S) -> Finished:
         """A program of somebody's, run to its end with this place's environment."""
-        done = subprocess.run([sys.executable, "-"], cwd=self.folder, input=textwrap.dedent(text), env=self.environment(),
-                              capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], cwd=self.folder, stdin=subprocess.DEVNULL,
+                              env=self.environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def python_file(self, file: Path, *words: object, timeout_s: float = WAIT_S) -> Finished:
+        """`python FILE WORDS` to its end."""
+        done = subprocess.run([sys.executable, str(file), *map(str, words)], cwd=file.parent, env=self.environment(),
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False)
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def close(self) -> None:
@@ -282,7 +288,7 @@ def _state_of(pid: int) -> tuple[str, int]:
     return state, int(parent)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return _state_of(pid)[0] not in ("Z", "X")
 
 

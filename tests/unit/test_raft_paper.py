@@ -134,8 +134,9 @@ class Rig:
 
     def stand(self) -> None:
         """Let the election timeout pass, to the pre-vote."""
-        self.tick(2 * ELECTION_MS - 20)
+        end_ms = self.now_ms + 2 * ELECTION_MS + 20
         while self.raft.role is Role.FOLLOWER:
+            assert self.now_ms < end_ms, "no election began"
             self.tick(20)
 
     def campaign(self) -> None:
@@ -359,6 +360,17 @@ def test_votes_that_were_lost_on_the_way_are_asked_again() -> None:
     rig.said(VoteRequest)
     rig.tick(HEARTBEAT_MS)
     assert {message.to for message in rig.said(VoteRequest)} == {"b", "c"}
+
+
+def test_who_refused_a_pre_vote_is_asked_again() -> None:
+    """It may have been protecting a leader that it has lost by now."""
+    rig = Rig()
+    rig.stand()
+    for peer in "bc":
+        rig.hear(PreVoteReply, peer, granted=False)
+    rig.said(PreVoteRequest)
+    rig.tick(HEARTBEAT_MS)
+    assert {message.to for message in rig.said(PreVoteRequest)} == {"b", "c"}
 
 
 @pytest.mark.parametrize("outsider", ["x", "learner"])
@@ -847,10 +859,22 @@ def test_a_leader_reset_by_a_majority_steps_down_at_once() -> None:
 
 
 def test_a_learner_that_goes_away_deposes_nobody() -> None:
-    rig = Rig(configuration=Configuration(("a",), (), ("b",)))
+    rig = Rig(configuration=Configuration(("a",), (), ("d",)), connected="d")
     rig.tick(20)
-    rig.raft.peer_disconnected("b", rig.now_ms)
+    rig.raft.change_configuration(("a", "b", "c"), ("d",), 0)
+    rig.pump()
+    rig.raft.peer_disconnected("d", rig.now_ms)
     assert rig.raft.role is Role.LEADER
+
+
+def test_new_voters_have_time_to_answer() -> None:
+    rig = Rig(configuration=Configuration(("a",)))
+    rig.tick(3 * LEASE_MS)
+    rig.raft.change_configuration(("a", "b", "c"), (), 0)
+    rig.tick(LEASE_MS - 20)
+    assert rig.raft.role is Role.LEADER
+    rig.tick(20)
+    assert rig.raft.role is Role.FOLLOWER
 
 
 # Following (raft 5.3)
@@ -959,6 +983,35 @@ def test_entries_cut_off_while_they_were_being_written_do_not_count_as_durable()
     rig.messages = []
     rig.hear(AppendEntries, "c", **come)
     assert [reply.match_index for reply in rig.said(AppendReply)] == [2]
+
+
+def test_entries_cut_off_after_they_were_written_do_not_count_as_durable() -> None:
+    rig = Rig(terms=(1, 1, 1))
+    rig.append(term=2, prev=(1, 1))
+    rig.said(AppendReply)
+    come = {"prev_index": 1, "prev_term": 1, "commit_index": 0, "sent_ms": 0}
+    rig.step(AppendEntries, "b", **come, entries=tuple(entries_of(2, first=2)))
+    rig.step(AppendEntries, "b", **{**come, "prev_index": 2, "prev_term": 2})
+    (answer,) = rig.raft.take_urgent()
+    assert isinstance(answer, AppendReply) and answer.match_index == 1
+
+
+def test_what_never_went_to_the_disk_is_not_cut_off_there() -> None:
+    rig = Rig(terms=(1,))
+    come = {"prev_index": 1, "prev_term": 1, "commit_index": 0, "sent_ms": 0}
+    rig.step(AppendEntries, "b", **come, entries=tuple(entries_of(1, first=2)))
+    rig.step(AppendEntries, "c", **come, term=2, entries=tuple(entries_of(2, first=2)))
+    ready = rig.begin()
+    assert (ready.truncate_from, [entry.term for entry in ready.entries]) == (None, [2])
+
+
+def test_two_cuts_before_the_disk_is_free_are_one() -> None:
+    rig = Rig(terms=(1, 1, 1, 1))
+    for term, prev_index in ((2, 3), (3, 1)):
+        come = {"prev_index": prev_index, "prev_term": 1, "commit_index": 0, "sent_ms": 0}
+        rig.step(AppendEntries, "b", **come, term=term, entries=tuple(entries_of(term, first=prev_index + 1)))
+    ready = rig.begin()
+    assert (ready.truncate_from, [(entry.index, entry.term) for entry in ready.entries]) == (2, [(2, 3)])
 
 
 def test_only_one_ready_is_out_at_a_time() -> None:
@@ -1121,6 +1174,43 @@ def test_a_snapshot_that_is_not_durable_is_not_acknowledged() -> None:
     (answer,) = rig.raft.take_urgent()
     assert isinstance(answer, AppendReply) and answer.match_index == 0
     assert [type(message) for message in rig.begin().messages] == [SnapshotReply]
+
+
+def test_entries_that_were_being_written_when_a_snapshot_came_do_not_count_as_durable() -> None:
+    rig = Rig()
+    rig.append(term=2, prev=(0, 0))
+    rig.said(AppendReply)
+    come = {"prev_index": 0, "prev_term": 0, "commit_index": 0, "sent_ms": 0}
+    rig.step(AppendEntries, "b", **come, entries=tuple(entries_of(1, 1, 1)))
+    written = rig.begin()
+    rig.step(InstallSnapshot, "b", snapshot=snapshot_of(9, 2), sent_ms=3)
+    rig.finish(written)
+    rig.step(AppendEntries, "b", **come)
+    (answer,) = rig.raft.take_urgent()
+    assert isinstance(answer, AppendReply) and answer.match_index == 0
+
+
+def test_a_snapshot_makes_an_earlier_cut_needless() -> None:
+    rig = Rig(terms=(1, 1))
+    come = {"prev_index": 1, "prev_term": 1, "commit_index": 0, "sent_ms": 0}
+    rig.step(AppendEntries, "b", **come, term=2, entries=tuple(entries_of(2, first=2)))
+    rig.step(InstallSnapshot, "b", snapshot=snapshot_of(9, 2), sent_ms=3)
+    ready = rig.begin()
+    assert (ready.snapshot, ready.truncate_from, ready.entries) == (snapshot_of(9, 2), None, [])
+
+
+def test_time_goes_on_from_a_snapshot() -> None:
+    rig = Rig()
+    rig.hear(InstallSnapshot, "b", term=3, snapshot=SnapshotMeta(9, 2, 5000, ABC, "s"), sent_ms=3)
+    assert rig.raft.cluster_time_ms(rig.now_ms + 30) == 5030
+
+
+def test_a_snapshot_that_turns_out_too_old_is_followed_by_another() -> None:
+    rig = leader_with_compacted_log()
+    rig.hear(SnapshotReply, "b", match_index=1, sent_ms=rig.now_ms)
+    rig.readies = []
+    rig.hear(AppendReply, "b", match_index=0, rejected_index=3, hint_index=1, hint_term=1, sent_ms=0)
+    assert [ready.snapshots_wanted for ready in rig.readies if ready.snapshots_wanted] == [("b",)]
 
 
 # Transfer of leadership (dissertation 3.10)

@@ -1,0 +1,534 @@
+"""The command line as people use it: every verb against real nodes, what it prints and how it exits."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+from harness import NodeProcess, Site, json_lines, wait_for
+
+from p2pcluster.cli import main
+
+HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
+SQUARES = HEAD + """
+@source
+def Numbers():
+    yield from range(10)
+
+@stage
+def Square(x): return x * x
+
+@sink
+def Print(x): print(x)
+
+pipeline = Pipeline("squares", Numbers >> Square >> Print)
+
+if __name__ == "__main__":
+    pipeline.main()
+"""
+PRINTED = sorted(f"Print | {x * x}" for x in range(10))
+
+
+def printed(lines: list[str]) -> list[str]:
+    return sorted(line for line in lines if line.startswith("Print | "))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def orphan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """A verb where no node is: it looks for one for a while, so it does that beside the other tests."""
+    made = Site(tmp_path_factory.mktemp("orphan"))
+    made.key_file.write_text("a key\n")
+    made.key_file.chmod(0o600)
+    yield made.start("status")
+    made.close()
+
+
+# ---- run
+
+
+def test_run_until_done_prints_what_stages_print_and_exits_0_and_a_done_run_exits_at_once(site: Site) -> None:
+    project = site.project(SQUARES)
+    done = site.do("run", "--until-done", cwd=project)
+    assert (done.code, done.err) == (0, "")
+    assert printed(done.lines) == PRINTED
+    assert f"home {site.home}" in done.lines[0]
+    assert done.lines[-1].startswith("squares: run 1 done in ")
+    again = site.do("run", project, "--until-done")
+    assert again.code == 0
+    assert "squares: run 1 is done; --again starts the next one" in again.lines
+    assert printed(again.lines) == []
+
+
+def test_again_starts_the_next_run(site: Site) -> None:
+    project = site.project(SQUARES)
+    assert site.do("run", project, "--until-done", "--again").code == 0
+    second = site.do("run", project, "--until-done", "--again")
+    assert second.code == 0
+    assert printed(second.lines) == PRINTED
+    assert second.lines[-1].startswith("squares: run 2 done in ")
+
+
+def test_a_python_file_runs_itself_and_run_is_the_default_verb(site: Site) -> None:
+    project = site.project(SQUARES)
+    node = site.start("pipeline.py", cwd=project)
+    node.wait_for_line("squares: run 1 starts")
+    node.wait_for_line("Print | 81")
+    assert node.is_running, "without --until-done it goes on"
+    assert node.stop() == 0
+    done = site.python_file(project / "pipeline.py", "--again")
+    assert done.code == 0
+    assert printed(done.lines) == PRINTED
+    assert done.lines[-1].startswith("squares: run 2 done in ")
+
+
+def test_main_where_there_is_no_file_says_what_to_call_instead(site: Site) -> None:
+    """As in a notebook."""
+    done = site.python(SQUARES.partition("if __name__")[0] + """
+try:
+    pipeline.main()
+except Exception as error:
+    print(type(error).__name__, error)
+""")
+    assert "WrongUsage" in done.out
+    assert "call run_local() instead" in done.out
+
+
+def test_file_and_variable_name_choose_a_pipeline_of_several(site: Site) -> None:
+    project = site.project(SQUARES + "\nother = Pipeline('other', Numbers >> Print)\n")
+    done = site.do("run", "project/pipeline.py:other", "--until-done")
+    assert done.code == 0
+    assert done.lines[-1].startswith("other: run 1 done in ")
+    assert printed(done.lines) == sorted(f"Print | {x}" for x in range(10))
+    done = site.do("run", f"{project}/pipeline.py:absent", "--until-done")
+    assert done.code == 2
+    assert "has no Pipeline called absent" in done.the_error()
+
+
+def test_set_gives_parameters_to_a_new_run_over_those_of_the_pipeline(site: Site) -> None:
+    project = site.project(HEAD + """
+@source
+def One():
+    yield 1
+
+@sink
+def Print(x): print(sorted(current().params.items()))
+
+pipeline = Pipeline("set", One >> Print, params={"a": 1, "b": 2})
+""")
+    done = site.do("run", project, "--until-done", "--set", "b=[3]", "--set", 'c="x"')
+    assert printed(done.lines) == ["Print | [('a', 1), ('b', [3]), ('c', 'x')]"]
+    done = site.do("run", project, "--until-done", "--again")
+    assert printed(done.lines) == ["Print | [('a', 1), ('b', 2)]"], "each run has its own"
+
+
+def test_pyproject_names_the_pipeline_and_the_cluster(site: Site) -> None:
+    project = site.project("", package="")
+    (project / "src" / "lab").mkdir(parents=True)
+    (project / "src" / "lab" / "__init__.py").touch()
+    (project / "src" / "lab" / "flow.py").write_text(SQUARES.replace("pipeline = ", "mine = "))
+    (project / "pyproject.toml").write_text('[tool.p2pcluster]\npipeline = "lab.flow:mine"\ncluster = "lab"\n')
+    done = site.do("run", project, "--until-done")
+    assert done.code == 0
+    assert "leads cluster lab" in done.lines[0]
+    assert printed(done.lines) == PRINTED
+
+
+# ---- verbs that ask a running node
+
+
+NUMBERS = HEAD + """
+from pathlib import Path
+
+@stage(retries=0)
+def Invert(x):
+    if x == 0 and not Path(current().out_dir, "fixed").exists():
+        print("a zero came")
+        raise ZeroDivisionError("nothing is its inverse")
+    return 0 if x == 0 else 1 / x
+
+pipeline = Pipeline("inverses", Queue("numbers", codec="json") >> Invert)
+"""
+
+
+@pytest.fixture(scope="module")
+def inverses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A node that runs a pipeline fed from outside."""
+    made = Site(tmp_path_factory.mktemp("inverses"))
+    node = made.start("run", made.project(NUMBERS))
+    node.wait_for_line("inverses: run 1 starts")
+    yield made
+    made.close()
+
+
+def _stage(site: Site, name: str) -> dict[str, int]:
+    return next(stage for stage in site.status()["stages"] if stage["name"] == name)
+
+
+def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
+    wait_for(lambda: _stage(inverses, "Invert")["processes"], "the stage runs")
+    status = inverses.status()
+    assert list(status) == ["cluster", "leader", "nodes", "pipelines", "stages", "queues", "alarms"]
+    assert set(status["cluster"]) == {"id", "name", "term", "commit_index"}
+    assert set(status["leader"]) == {"id", "name", "address"}
+    (node,) = status["nodes"]
+    assert set(node) == {"id", "name", "role", "address", "alive", "slots", "facts"}
+    assert (node["role"], node["alive"], node["id"]) == ("leader", True, status["leader"]["id"])
+    assert set(node["facts"]) >= {"cores", "memory_gb", "name", "os", "python", "tags", "address"}
+    (pipeline,) = status["pipelines"]
+    assert set(pipeline) == {"name", "version", "origin", "run", "state"}
+    assert (pipeline["name"], pipeline["run"], pipeline["state"]) == ("inverses", 1, "running")
+    (stage,) = status["stages"]
+    assert set(stage) == {"pipeline", "name", "processes", "done", "parked", "rate_per_s", "service_ms", "idle_because"}
+    assert stage["idle_because"] == "its queue is empty"
+    assert [queue["name"] for queue in status["queues"]] == ["numbers", "Invert.results"]
+    assert set(status["queues"][0]) == {"pipeline", "name", "ready", "leased", "delayed", "parked", "rate_in_per_s", "rate_out_per_s",
+                                        "oldest_s"}
+    assert status["alarms"] == []
+
+
+def test_status_for_people_fits_80_columns_and_watch_goes_on_until_ctrl_c(inverses: Site) -> None:
+    done = inverses.do("status")
+    assert done.code == 0
+    assert all(len(line) <= 80 for line in done.lines)
+    assert any(line.startswith("inverses: run 1 running") for line in done.lines)
+    watch = inverses.start("status", "--watch")
+    watch.wait_for_line("inverses: run 1 running")
+    watch.signal(signal.SIGINT)
+    assert watch.wait_for_exit() == 130
+    assert watch.errors == []
+
+
+def test_put_results_parked_retry_and_close(inverses: Site) -> None:
+    """The life of a run that is fed from outside, from its first value to done."""
+    done = inverses.do("put", "numbers", stdin="1\n\n2\n0\n4\n0\n")
+    assert (done.code, done.out, done.err) == (0, "", "5 put into numbers\n")
+    wait_for(lambda: _stage(inverses, "Invert")["parked"] == 2, "the zeros are parked")
+    assert sorted(json_lines(inverses.do("results", "Invert").out)) == [0.25, 0.5, 1.0]
+    assert sorted(json_lines(inverses.do("results", "Invert").out)) == [0.25, 0.5, 1.0], "results are not taken away"
+
+    listed = inverses.do("parked").lines
+    assert len(listed) == 2
+    item_id = listed[0].split()[0]
+    assert item_id.startswith("inverses/numbers:")
+    assert "ZeroDivisionError: nothing is its inverse" in listed[0]
+    shown = inverses.do("parked", "show", item_id)
+    assert f"{item_id}: parked after 1 deliveries" in shown.out
+    assert "value: 0" in shown.out
+    assert 'raise ZeroDivisionError("nothing is its inverse")' in shown.out
+
+    assert inverses.do("parked", "discard", item_id).out == "1 dropped\n"
+    inverses.out("inverses").joinpath("fixed").touch()
+    assert inverses.do("parked", "retry").out == "1 go round again\n"
+    wait_for(lambda: _stage(inverses, "Invert")["parked"] == 0, "what is retried goes through")
+    assert inverses.do("parked").out == ""
+    assert sorted(json_lines(inverses.do("results", "Invert").out)) == [0, 0.25, 0.5, 1.0]
+
+    (inverses.folder / "more.jsonl").write_text("8\n16\n")
+    done = inverses.do("put", "numbers", "more.jsonl", "--close")
+    assert (done.code, done.err) == (0, "2 put into numbers and it is closed\n")
+    with inverses.connect("inverses") as cluster:
+        cluster.wait(30)
+    assert inverses.status()["pipelines"][0]["state"] == "done"
+    refused = inverses.do("put", "numbers", stdin="1\n")
+    assert refused.code == 1
+    assert "is closed" in refused.the_error()
+    assert "run --again" in refused.the_error() or "next run" in refused.the_error()
+    assert inverses.do("discard", "Invert.results", "--yes").out == "6 dropped\n"
+    assert inverses.do("results", "Invert").out == ""
+
+
+def test_discard_asks_first(inverses: Site) -> None:
+    done = inverses.do("discard", "numbers")
+    assert done.code == 2
+    assert "--yes" in done.the_error()
+
+
+def test_take_takes_at_most_n_and_follow_waits_for_more(shared: Site) -> None:
+    shared.deploy(HEAD + """
+@stage
+def Same(x): return x
+
+pipeline = Pipeline("taken", Queue("in") >> Same >> Queue("out"))
+""", "taken")
+    assert shared.do("put", "in", stdin="1\n2\n3\n").code == 0
+    follow = shared.start("take", "out", "--follow")
+    follow.wait_for_line("3")
+    assert shared.do("put", "in", stdin="4\n").code == 0
+    follow.wait_for_line("4")
+    follow.signal(signal.SIGINT)
+    assert follow.wait_for_exit() == 130
+    assert shared.do("put", "in", stdin="5\n6\n7\n").code == 0
+    wait_for(lambda: _queue(shared, "out")["ready"] >= 3, "the three are there")
+    first = json_lines(shared.do("take", "out", "-n", "2").out)
+    rest = json_lines(shared.do("take", "out").out)
+    assert len(first) == 2
+    assert sorted([*first, *rest])[-3:] == [5, 6, 7]
+
+
+def _queue(site: Site, name: str) -> dict[str, int]:
+    return next(queue for queue in site.status()["queues"] if queue["name"] == name)
+
+
+def test_a_reader_that_ends_early_is_no_error(shared: Site) -> None:
+    """As in `results STAGE | head -1`."""
+    shared.deploy(HEAD + """
+@source
+def Numbers():
+    yield from range(20_000)
+
+@stage
+def Same(x): return "x" * 20
+
+pipeline = Pipeline("long", Numbers >> Same)
+""", "long")
+    with shared.connect("long") as cluster:
+        cluster.wait(30)
+    results = shared.start("results", "Same", "--pipeline", "long", held=True)
+    assert results.popen.stdout is not None
+    assert results.popen.stdout.readline() == '"xxxxxxxxxxxxxxxxxxxx"\n'
+    results.popen.stdout.close()
+    assert results.popen.wait(30) == 0
+    assert results.popen.stderr is not None
+    assert results.popen.stderr.read() == ""
+
+
+def test_stop_ends_the_node_in_order(site: Site) -> None:
+    node = site.hands()
+    assert site.do("stop").code == 0
+    done = node.finished()
+    assert (done.code, done.err) == (0, "")
+    assert "stopping" in done.lines[-1]
+    assert not (site.home / "address.json").exists()
+    assert not site.journal.with_name("journal.sqlite3-wal").exists(), "the journal was closed in order"
+
+
+def test_a_backup_of_a_running_node_can_be_restored(site: Site) -> None:
+    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 starts")
+    assert site.do("put", "numbers", stdin="1\n2\n").code == 0
+    with site.connect() as cluster:
+        wait_for(lambda: len(list(cluster.results("Invert"))) == 2, "both are done")
+    done = site.do("backup", site.folder / "copy.sqlite3")
+    assert done.code == 0
+    assert "copy.sqlite3: the journal up to entry " in done.out
+    assert site.do("put", "numbers", stdin="4\n").code == 0, "what comes after the backup is not in it"
+    twice = site.do("backup", site.folder / "copy.sqlite3")
+    assert twice.code == 1
+    assert "exists" in twice.the_error()
+    assert site.nodes[-1].stop() == 0
+    restored = site.folder / "restored"
+    restored.mkdir(mode=0o700)
+    (site.folder / "copy.sqlite3").rename(restored / "journal.sqlite3")
+    site.home = restored
+    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 goes on")
+    with site.connect("inverses") as cluster:
+        assert sorted(cluster.results("Invert")) == [0.5, 1.0]
+        cluster.put("numbers", 8)
+        wait_for(lambda: sorted(cluster.results("Invert")) == [0.125, 0.5, 1.0], "it goes on from there")
+
+
+def test_a_backup_where_there_is_no_journal(site: Site) -> None:
+    done = site.do("backup", site.folder / "copy.sqlite3")
+    assert done.code == 1
+    assert "--home" in done.the_error()
+    assert not (site.folder / "copy.sqlite3").exists()
+
+
+def test_the_key_is_shown_and_set(site: Site) -> None:
+    shown = site.do("key")
+    assert shown.code == 1
+    assert "there is no key" in shown.the_error()
+    done = site.do("key", "--set", stdin="a key of mine\n")
+    assert (done.code, done.out) == (0, "")
+    assert site.do("key").out == "a key of mine\n"
+    assert site.key_file.stat().st_mode & 0o777 == 0o600
+    empty = site.do("key", "--set", stdin="\n")
+    assert empty.code == 1
+    assert "empty" in empty.the_error()
+    assert site.do("key").out == "a key of mine\n"
+
+
+def test_a_node_makes_a_key_where_there_is_none(site: Site) -> None:
+    site.hands()
+    assert site.key_file.stat().st_mode & 0o777 == 0o600
+    assert len(site.do("key").out.strip()) == 64
+
+
+def test_a_folder_without_a_project_gives_a_pair_of_hands_and_says_so(site: Site) -> None:
+    site.hands().wait_for_line("no project here: this node works for the cluster's pipelines")
+
+
+# ---- new versions
+
+
+VERSION = HEAD + """
+import time
+from pathlib import Path
+from helper import MARK
+
+@source
+def Numbers():
+    for x in range(400):
+        yield x
+
+@stage(processes=2)
+def Mark(x):
+    time.sleep(0.005)
+    return [x, MARK]
+
+pipeline = Pipeline("versions", Numbers >> Mark)
+"""
+
+
+def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_item(site: Site) -> None:
+    project = site.project(VERSION, helper="MARK = 'old'")
+    node = site.start("run", project)
+    with_old = wait_for(lambda: (site.home / "address.json").exists() and _marked(site) >= 20, "some are done by the old version")
+    assert with_old
+    project = site.project(VERSION, helper="MARK = 'new'")
+    done = site.do("deploy", project)
+    assert done.code == 0
+    assert "replaces" in done.out
+    assert done.out.rstrip().endswith(": ~helper.py"), done.out
+    with site.connect("versions") as cluster:
+        cluster.wait(60)
+        found = sorted(cluster.results("Mark"))
+        assert cluster.parked() == []
+    assert [x for x, _ in found] == list(range(400))
+    marks = [mark for _, mark in found]
+    assert marks.count("new") > 0
+    assert marks.count("old") >= 20
+    assert node.is_running
+    same = site.do("deploy", project)
+    assert (same.code, "is deployed already" in same.out) == (0, True)
+
+
+def _marked(site: Site) -> int:
+    with site.connect("versions") as cluster:
+        return sum(stage["done"] for stage in cluster.status()["stages"] if stage["name"] == "Mark")
+
+
+def test_run_from_the_same_folder_deploys_what_was_edited_and_names_the_files(site: Site) -> None:
+    project = site.project(SQUARES)
+    assert site.do("run", project, "--until-done").code == 0
+    site.project(SQUARES.replace("x * x", "x * x * x"), notes="# new")
+    done = site.do("run", project, "--until-done", "--again")
+    assert done.code == 0
+    (line,) = [line for line in done.lines if "replaces" in line]
+    assert line.endswith(": +notes.py, ~pipeline.py")
+    assert "Print | 729" in done.lines
+
+
+def test_run_from_another_folder_does_not_replace_the_clusters_version(site: Site) -> None:
+    site.project(SQUARES)
+    assert site.do("run", "project", "--until-done").code == 0
+    site.project(SQUARES.replace("x * x", "x"), name="copy")
+    done = site.do("run", "copy", "--until-done", "--again")
+    assert done.code == 0
+    (line,) = [line for line in done.lines if "another version is deployed" in line]
+    assert str(site.folder / "project") in line
+    assert "python -m p2pcluster deploy" in line
+    assert printed(done.lines) == PRINTED, "the cluster's version ran"
+
+
+TWO = HEAD + """
+@stage
+def Same(x): return x
+
+@stage(retries=1000, backoff_s=0.1)
+def Never(x): raise OSError("not yet")
+
+pipeline = Pipeline("fewer", Queue("in") >> Same, Queue("other") >> Never)
+"""
+
+
+def test_a_stage_that_a_new_version_lacks_keeps_its_items_with_an_alarm(site: Site) -> None:
+    site.hands()
+    site.deploy(TWO)
+    assert site.do("put", "other", stdin="1\n2\n3\n").code == 0
+    site.deploy(TWO.replace(', Queue("other") >> Never', ""))
+    (alarm,) = wait_for(lambda: site.status()["alarms"], "an alarm about the queue without a reader")
+    assert "queue fewer/other has 3 items and no stage reads it" in alarm
+    assert "discard fewer/other" in alarm
+    site.deploy(TWO.replace('raise OSError("not yet")', "return -x"))
+    with site.connect("fewer") as cluster:
+        wait_for(lambda: sorted(cluster.results("Never")) == [-3, -2, -1], "a version with that stage goes on with them")
+
+
+# ---- signals
+
+
+SLOW = HEAD + """
+import time
+from pathlib import Path
+
+@source
+def Numbers():
+    yield from range(3)
+
+@sink
+def Print(x):
+    print("began", x)
+    Path(current().out_dir, f"{x}.began").touch()
+    while not Path(current().out_dir, f"{x}.open").exists():
+        time.sleep(0.01)
+    print("ended", x)
+
+pipeline = Pipeline("slow", Numbers >> Print)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site, name: str) -> None:
+    node = site.start("run", site.project(SLOW))
+    node.wait_for_line("Print | began 0")
+    node.signal(getattr(signal, name))
+    node.wait_for_line("what runs may finish")
+    site.out("slow").joinpath("0.open").touch()
+    done = node.finished()
+    assert (done.code, done.err) == (0, "")
+    assert "Print | ended 0" in done.lines
+    assert "Print | began 1" not in done.lines
+    for x in (1, 2):
+        site.out("slow").joinpath(f"{x}.open").touch()
+    rest = site.do("run", "project", "--until-done")
+    assert rest.code == 0
+    assert printed(rest.lines) == ["Print | began 1", "Print | began 2", "Print | ended 1", "Print | ended 2"]
+
+
+def test_a_run_until_done_that_is_stopped_before_it_is_done_exits_1(site: Site) -> None:
+    node = site.start("run", site.project(SLOW), "--until-done")
+    node.wait_for_line("Print | began 0")
+    node.signal(signal.SIGTERM)
+    site.out("slow").joinpath("0.open").touch()
+    assert node.wait_for_exit() == 1
+
+
+def test_a_journal_is_plain_sqlite(site: Site) -> None:
+    """People may look into it with a SQL shell while the node runs."""
+    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 starts")
+    with sqlite3.connect(f"{site.journal.as_uri()}?mode=ro", uri=True) as database:
+        names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    database.close()
+    assert names >= {"meta", "journal", "queues", "chunks", "leases", "keys", "parked", "producers", "projects", "members"}
+
+
+def test_help_shows_every_verb_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    def help_of(*words: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--help"])
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    overview = help_of()
+    for verb in ("run", "demo", "deploy", "status", "put", "take", "results", "discard", "close", "parked", "stop", "backup", "key"):
+        assert verb in overview
+        assert f"example: python -m p2pcluster {verb}" in help_of(verb)
+
+
+def test_without_a_node_a_verb_exits_4(orphan: NodeProcess) -> None:
+    done = orphan.finished()
+    assert done.code == 4
+    assert "no node of cluster 'default' is known here" in done.the_error()
+    assert "start one with python -m p2pcluster" in done.the_error()

@@ -1,0 +1,856 @@
+"""The queue machine in the plainest words, one object for each item, and what must hold between it and `core.queues.State`.
+
+`Model` alone says here what a command means. `Chooser` makes commands that meet interesting items: repeats, stale fences, ranges
+half finished. `compare` and `check_books` look at a state from outside; they know neither chunks' layout nor where bytes lie, so a
+state that was checkpointed, coalesced or read back from a journal has to pass as well as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from p2pcluster.core import commands
+from p2pcluster.core.codec import Buffer, Message, encode_bytes
+from p2pcluster.core.commands import Port, lengths_blob
+from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
+from p2pcluster.core.ranges import Fence, Range, RangeSet
+
+OPEN = ("ready", "leased", "delayed")
+Bodies = Callable[[str, Chunk], tuple[Buffer, Buffer]]
+
+
+# --- The projects that the commands are about ------------------------------------------------------------------------
+
+
+def _stage(name: str, kind: str, reads: str | None, ports: Sequence[Sequence[str]], retries: int = 0, processes: int = 1,
+           ) -> dict[str, Any]:
+    return {
+        "name": name, "kind": kind, "reads": reads, "retries": retries, "processes": processes, "shape": "function", "per_node": None,
+        "ports": [{"label": None if at == 0 else f"port{at}", "queues": list(queues)} for at, queues in enumerate(ports)],
+        "backoff_s": 1.0, "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05, "concurrency": 1, "resumable": False,
+        "sharded": processes > 1, "rate": None, "every_s": None, "max_items": None, "defined_at": "pipeline.py:1",
+    }
+
+
+def _queue(name: str, read_by: str | None = None, outside: bool = False, results: bool = False) -> dict[str, Any]:
+    return {"name": name, "maxsize": None if results else 100, "bytes_max": None if results else 1000, "codec": "pickle",
+            "read_by": read_by, "fed_by": [], "outside": outside, "results": results}
+
+
+def _manifest(pipeline: str, stages: list[dict[str, Any]], queues: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"format": 1, "pipeline": pipeline, "stages": stages, "queues": queues, "back_edges": [], "on_done": True,
+            "order": [stage["name"] for stage in stages], "params": None, "placement": False}
+
+
+# A source with two shards that feeds two queues with each value, a stage with two ports, a merge, a sink, a queue without a reader,
+# and a stage fed from outside whose results are kept.
+MANIFESTS = {
+    "v1": _manifest("p", [
+        _stage("gen", "source", None, [["a", "b"]], processes=2),
+        _stage("left", "stage", "a", [["c"], ["d"]], retries=1),
+        _stage("right", "stage", "b", [["c"]]),
+        _stage("out", "sink", "c", [], retries=2),
+        _stage("last", "stage", "in", [["last.results"]]),
+    ], [_queue("a", "left"), _queue("b", "right"), _queue("c", "out"), _queue("d"), _queue("in", "last", outside=True),
+        _queue("last.results", results=True)]),
+    # `d` and `last.results` are gone, one shard fewer, other retries.
+    "v2": _manifest("p", [
+        _stage("gen", "source", None, [["a", "b"]]),
+        _stage("left", "stage", "a", [["c"]], retries=2),
+        _stage("right", "stage", "b", [["c"]], retries=1),
+        _stage("out", "sink", "c", []),
+        _stage("last", "stage", "in", [["kept.results"]]),
+    ], [_queue("a", "left"), _queue("b", "right"), _queue("c", "out"), _queue("in", "last", outside=True),
+        _queue("kept.results", results=True)]),
+    # Nothing but a queue that is fed from outside.
+    "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1)], [_queue("x", "eat", outside=True)]),
+}
+BUNDLE = b"PK\x05\x06"
+
+
+def deployment(version: str) -> list[Message]:
+    """The commands that bring a version: its parts, then what names them."""
+    parts = [Message("bundle_part", {"version": version, "part": part, "parts": 2}, (BUNDLE + version.encode() + bytes([part]),))
+             for part in range(2)]
+    manifest = MANIFESTS[version]
+    return [*parts, Message("deploy", {
+        "pipeline": manifest["pipeline"], "version": version, "origin": {"name": "host", "folder": "/f"}, "manifest": manifest,
+        "files": {"pipeline.py": version}, "zip_sha256": version * 4, "project": {"module": "pipeline"},
+    })]
+
+
+def beginning() -> list[Message]:
+    """What most logs begin with: both projects are there and run."""
+    starts = [Message("start_run", {"pipeline": name, "params": None}) for name in ("p", "w")]
+    return [*deployment("v1"), *deployment("w1"), *starts]
+
+
+def entry_body(messages: Iterable[Message]) -> bytes:
+    """The body of the log's entry that holds these commands."""
+    return b"".join(map(encode_bytes, messages))
+
+
+# --- The model -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    """One item from its put to its end, and ever after."""
+
+    id: int
+    body: bytes
+    key: str | None
+    run: int
+    at_ms: int
+    parents: tuple[Item, ...]
+    state: str = "ready"
+    fence: Fence | None = None
+    deliveries: int = 0
+    due_ms: int = 0
+    parked: tuple[int, int, int, dict[str, Any]] | None = None
+
+
+@dataclass
+class ModelQueue:
+    name: str
+    items: dict[int, Item] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    closed: bool = False
+    record: dict[str, Any] | None = None  # of the manifest; None when no version names it now
+    done: int = 0
+    discarded: int = 0
+
+    @property
+    def pipeline(self) -> str:
+        return self.name.partition("/")[0]
+
+    def of(self, *states: str) -> list[Item]:
+        return [item for item in self.items.values() if item.state in states]
+
+    def open_of(self, ids: Iterable[int]) -> list[Item]:
+        return [self.items[i] for i in ids if i in self.items and self.items[i].state in OPEN]
+
+
+@dataclass
+class ModelProducer:
+    epoch: int = 0
+    seq: int = 0
+    count: int = 0
+    hash: str = ""
+    cursor: bytes | None = None
+    finished: bool = False
+    at_ms: int = 0
+    node: str = ""
+    boot: str = ""
+
+
+@dataclass
+class ModelPipeline:
+    version: str
+    manifest: dict[str, Any]
+    run: int = 0
+    state: str = "new"
+    params: Any = None
+    on_done_run: int = 0
+    started_ms: int = 0
+    done_ms: int = 0
+    previous: list[str] = field(default_factory=list)
+
+    def stage(self, name: str | None) -> dict[str, Any] | None:
+        return next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
+
+
+def numbers_of(blob: Buffer) -> list[int]:
+    return [number for (number,) in struct.iter_unpack("<I", bytes(blob))]
+
+
+def values_of(lengths: Buffer, body: Buffer) -> list[bytes]:
+    """The values of a `lengths` and a `body` blob, one by one."""
+    values, data, start = [], bytes(body), 0
+    for size in numbers_of(lengths):
+        values.append(data[start : start + size])
+        start += size
+    assert start == len(data), "the bytes do not add up to the lengths"
+    return values
+
+
+Said = tuple[str, str, dict[str, Any], bytes | None]
+
+
+class Model:
+    """What every command does, item by item."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, ModelQueue] = {}
+        self.producers: dict[str, ModelProducer] = {}
+        self.pipelines: dict[str, ModelPipeline] = {}
+        self.bundles: dict[tuple[str, int], bytes] = {}
+        self.members: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.at_ms = 0
+
+    def apply(self, at_ms: int, messages: Iterable[Message]) -> list[Said]:
+        self.at_ms = at_ms
+        return [self._say(message, getattr(self, f"_{message.kind}")(message.fields, message.blobs)) for message in messages]
+
+    @staticmethod
+    def _say(message: Message, said: tuple[Any, ...]) -> Said:
+        result, fields, *cursor = said
+        return message.kind, result, fields, cursor[0] if cursor else None
+
+    # ---- items in and out
+
+    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> None:
+        queue = self.queues[name]
+        pipeline = self.pipelines.get(queue.pipeline)
+        item = Item(len(queue.items) + 1, body, key, pipeline.run if pipeline else 0, self.at_ms, parents)
+        queue.items[item.id] = item
+
+    @staticmethod
+    def _ports(fields: list[dict[str, Any]], blobs: Sequence[Buffer]) -> Iterator[tuple[list[str], list[bytes], list[int] | None, list[Any]]]:
+        left = list(blobs)
+        for record in fields:
+            values = values_of(left.pop(0), left.pop(0))
+            counts = numbers_of(left.pop(0)) if record.get("counts") else None
+            keys = json.loads(bytes(left.pop(0))) if record.get("keys") else [None] * len(values)
+            yield record["queues"], values, counts, keys
+
+    def _put(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        (key, epoch, seq), source = fields["producer"], fields["source"]
+        producer = self.producers.get(key)
+        if producer is None and source is not None:
+            return "refused", {"code": "unknown_producer"}
+        producer = producer or ModelProducer(epoch=epoch)
+        if epoch != producer.epoch:
+            return "refused", {"code": "stale_epoch", "epoch": producer.epoch}
+        if seq <= producer.seq:
+            return "already", {"seq": producer.seq}
+        if seq > producer.seq + 1:
+            return "refused", {"code": "sequence", "seq": producer.seq}
+        targets = [name for port in fields["ports"] for name in port["queues"]]
+        for name in targets:
+            code = self._why_not(self.queues.get(name), source)
+            if code:
+                return "refused", {"code": code}
+        added = 0
+        for names, values, _, keys in self._ports(fields["ports"], blobs):
+            for name in names:
+                for body, item_key in zip(values, keys, strict=True):
+                    if item_key is None or item_key not in self.queues[name].keys:
+                        self.queues[name].keys |= set() if item_key is None else {item_key}
+                        self._add(name, body, item_key)
+                        added += 1
+        producer.seq, producer.at_ms = seq, self.at_ms
+        if source is not None:
+            producer.count = source.get("count", producer.count)
+            producer.hash = source.get("hash", producer.hash)
+            producer.finished = producer.finished or source.get("finished", False)
+            producer.cursor = bytes(blobs[-1]) if source.get("cursor") else producer.cursor
+        self.producers[key] = producer
+        owner = key.removeprefix("source:").partition("/")[0] if key.startswith("source:") else None
+        for name in {self.queues[name].pipeline for name in targets} | {owner}:
+            self._maybe_done(name)
+        return "ok", {"seq": seq, "added": added}
+
+    def _why_not(self, queue: ModelQueue | None, source: dict[str, Any] | None) -> str | None:
+        if queue is None:
+            return "unknown_queue"
+        if queue.closed and source is None:
+            return "closed"
+        pipeline = self.pipelines.get(queue.pipeline)
+        if queue.record and queue.record["read_by"] and pipeline and pipeline.state != "running":
+            return "not_running"
+        return None
+
+    def _done(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None or any(name not in self.queues for port in fields["ports"] for name in port["queues"]):
+            return "refused", {"code": "unknown_queue"}
+        ids = [i for lo, hi in fields["ranges"] for i in range(lo, hi)]
+        found = queue.open_of(ids)
+        if not found:
+            return "already", {"count": 0}
+        if len(found) < len(ids) and fields["whole"]:
+            self._give_back([item for item in found if item.state == "leased"])
+            return "refused", {"code": "divided"}
+        for item in found:
+            self._end(queue, item, "done")
+        for names, values, counts, _ in self._ports(fields["ports"], blobs):
+            origins = self._origins(ids, found, values, counts, fields["whole"])
+            for name in names:
+                for body, parents in zip(values, origins, strict=True):
+                    if parents is not None:
+                        self._add(name, body, parents=parents)
+        self._maybe_done(queue.pipeline)
+        return "ok", {"count": len(found)}
+
+    @staticmethod
+    def _origins(ids: list[int], found: list[Item], values: list[bytes], counts: list[int] | None, whole: bool,
+                 ) -> list[tuple[Item, ...] | None]:
+        """For each value the inputs that it comes from, None where those were finished before."""
+        if whole:
+            return [tuple(found)] * len(values)
+        by_id = {item.id: (item,) for item in found}
+        spread = [i for i, count in zip(ids, counts or [1] * len(ids), strict=True) for _ in range(count)]
+        return [by_id.get(i) for i in spread]
+
+    def _end(self, queue: ModelQueue, item: Item, state: str) -> None:
+        item.state, item.fence, item.deliveries, item.parked = state, None, 0, None
+        if state == "done":
+            queue.done += 1
+        else:
+            queue.discarded += 1
+
+    @staticmethod
+    def _give_back(items: Iterable[Item]) -> int:
+        count = 0
+        for item in items:
+            item.state, item.fence = "ready", None
+            count += 1
+        return count
+
+    def _take(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        taken = [item for item in _named(queue, fields["ranges"]) if item.state == "ready"]
+        for item in taken:
+            item.state, item.fence = "leased", Fence(*fields["fence"])
+        return "ok" if taken else "already", {"count": len(taken)}
+
+    def _release(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        fence = Fence(*fields["fence"])
+        count = self._give_back(item for item in _named(queue, fields["ranges"]) if item.fence == fence)
+        return "ok" if count else "already", {"count": count}
+
+    def _fail(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        item = queue.items.get(fields["id"])
+        if item is None or item.fence is None or item.fence != Fence(*fields["fence"]):
+            return "refused", {"code": "stale_fence"}
+        parked = self._count_delivery(queue, item, fields)
+        self._maybe_done(queue.pipeline)
+        return "ok", {"parked": parked}
+
+    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
+        item.deliveries += 1
+        item.fence = None
+        if item.deliveries <= self.retries(queue):
+            item.state, item.due_ms = "delayed", self.at_ms + fields["delay_ms"]
+            return False
+        item.state, item.parked = "parked", (item.run, item.deliveries, self.at_ms, fields["error"])
+        item.deliveries = 0
+        return True
+
+    def retries(self, queue: ModelQueue) -> int:
+        stage = self.pipelines[queue.pipeline].stage(queue.record["read_by"]) if queue.record else None
+        return stage["retries"] if stage else 0
+
+    def _due(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        count = self._give_back(queue.items[i] for i in set(fields["ids"]) if i in queue.items and queue.items[i].state == "delayed")
+        return "ok" if count else "already", {"count": count}
+
+    def _session_end(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        released = counted = 0
+        for queue in self.queues.values():
+            for item in queue.of("leased"):
+                if item.fence is None or item.fence[:2] != (fields["node"], fields["boot"]):
+                    continue
+                if item.id in fields["ran"].get(queue.name, ()):
+                    self._count_delivery(queue, item, fields)
+                    counted += 1
+                else:
+                    released += self._give_back([item])
+        for name in self.pipelines:
+            self._maybe_done(name)
+        return "ok", {"released": released, "counted": counted}
+
+    def _retry(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        chosen = [item for item in queue.of("parked") if fields["ids"] is None or item.id in fields["ids"]]
+        for item in chosen:
+            item.state, item.parked = "ready", None
+        pipeline = self.pipelines.get(queue.pipeline)
+        if chosen and pipeline and pipeline.state == "done" and queue.record and queue.record["read_by"]:
+            pipeline.state = "running"
+        return "ok" if chosen else "already", {"count": len(chosen)}
+
+    def _discard(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        count = self._drop(queue, fields["ids"])
+        self._maybe_done(queue.pipeline)
+        return "ok" if count else "already", {"count": count}
+
+    def _drop(self, queue: ModelQueue, ids: list[int] | None) -> int:
+        states = ("parked",) if ids is not None else ("parked", *OPEN)
+        chosen = [item for item in queue.of(*states) if ids is None or item.id in ids]
+        for item in chosen:
+            self._end(queue, item, "discarded")
+        return len(chosen)
+
+    # ---- projects, runs, producers
+
+    def _bundle_part(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        key = (fields["version"], fields["part"])
+        if key in self.bundles:
+            return "already", {}
+        self.bundles[key] = bytes(blobs[0])
+        return "ok", {}
+
+    def _deploy(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        version, name = fields["version"], fields["pipeline"]
+        if (version, 0) not in self.bundles or (version, 1) not in self.bundles:
+            return "refused", {"code": "parts_missing"}
+        old = self.pipelines.get(name)
+        pipeline = self.pipelines[name] = ModelPipeline(version, fields["manifest"])
+        if old is not None:
+            pipeline = self.pipelines[name] = copy.copy(old)
+            if old.version != version:
+                pipeline.previous = [old.version, *old.previous][:2]
+            pipeline.version, pipeline.manifest = version, fields["manifest"]
+        for queue in self.queues.values():
+            if queue.pipeline == name:
+                queue.record = None
+        for record in fields["manifest"]["queues"]:
+            self.queues.setdefault(f"{name}/{record['name']}", ModelQueue(f"{name}/{record['name']}")).record = record
+        kept = {version for p in self.pipelines.values() for version in (p.version, *p.previous[:1])}
+        self.bundles = {key: body for key, body in self.bundles.items() if key[0] in kept}
+        self._maybe_done(name)
+        return "ok", {"run": pipeline.run, "state": pipeline.state}
+
+    def _start_run(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        name = fields["pipeline"]
+        pipeline = self.pipelines.get(name)
+        if pipeline is None:
+            return "refused", {"code": "unknown_pipeline"}
+        if pipeline.state == "running":
+            return "refused", {"code": "running", "run": pipeline.run}
+        self.producers = {key: p for key, p in self.producers.items() if not key.startswith(f"source:{name}/")}
+        for queue in self.queues.values():
+            if queue.pipeline == name:
+                queue.closed = False
+                queue.keys.clear()
+                if queue.record and queue.record["results"]:
+                    self._drop(queue, None)
+        pipeline.run += 1
+        pipeline.state, pipeline.params = "running", fields["params"]
+        pipeline.started_ms, pipeline.done_ms = self.at_ms, 0
+        self._maybe_done(name)
+        return "ok", {"run": pipeline.run}
+
+    def _assign(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        pipeline = self.pipelines.get(fields["pipeline"])
+        if pipeline is None or pipeline.stage(fields["stage"]) is None or pipeline.state != "running":
+            return "refused", {"code": "not_running"}
+        key = source_key(fields["pipeline"], pipeline.run, fields["stage"], fields["shard"])
+        producer = self.producers.setdefault(key, ModelProducer())
+        if producer.finished:
+            return "already", {"finished": True}
+        producer.epoch += 1
+        producer.node, producer.boot = fields["node"], fields["boot"]
+        return "ok", {"producer": key, "epoch": producer.epoch, "seq": producer.seq, "count": producer.count,
+                      "hash": producer.hash}, producer.cursor
+
+    def _close(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        pipeline = self.pipelines.get(fields["pipeline"])
+        if pipeline is None:
+            return "refused", {"code": "unknown_pipeline"}
+        stage = pipeline.stage(fields["name"])
+        queue = self.queues.get(f"{fields['pipeline']}/{fields['name']}")
+        if stage and stage["kind"] == "source":
+            for shard in range(stage["processes"]):
+                producer = self.producers.setdefault(source_key(fields["pipeline"], pipeline.run, stage["name"], shard), ModelProducer())
+                producer.epoch += 1
+                producer.finished = True
+        elif queue:
+            queue.closed = True
+        else:
+            return "refused", {"code": "unknown_name"}
+        self._maybe_done(fields["pipeline"])
+        return "ok", {}
+
+    def _on_done_ran(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        pipeline = self.pipelines.get(fields["pipeline"])
+        if pipeline is None or fields["run"] <= pipeline.on_done_run:
+            return "already", {}
+        pipeline.on_done_run = fields["run"]
+        return "ok", {}
+
+    def _forget(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        for key in fields["producers"]:
+            self.producers.pop(key, None)
+        return "ok", {}
+
+    def _member(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        self.members[fields["node"]] = (fields["name"], fields["facts"])
+        return "ok", {}
+
+    def _maybe_done(self, name: str | None) -> None:
+        pipeline = self.pipelines.get(name or "")
+        if pipeline is None or pipeline.state != "running":
+            return
+        for stage in pipeline.manifest["stages"]:
+            if stage["kind"] == "source":
+                for shard in range(stage["processes"]):
+                    producer = self.producers.get(source_key(name or "", pipeline.run, stage["name"], shard))
+                    if producer is None or not producer.finished:
+                        return
+        for queue in self.queues.values():
+            if queue.pipeline == name and queue.record and queue.record["read_by"]:
+                if queue.of(*OPEN) or (queue.record["outside"] and not queue.closed):
+                    return
+        pipeline.state, pipeline.done_ms = "done", self.at_ms
+
+
+def source_key(pipeline: str, run: int, stage: str, shard: int) -> str:
+    return f"source:{pipeline}/{run}/{stage}/{shard}"
+
+
+def _named(queue: ModelQueue, ranges: Iterable[Sequence[int]]) -> list[Item]:
+    return [queue.items[i] for lo, hi in ranges for i in range(lo, hi) if i in queue.items]
+
+
+# --- Commands by chance ----------------------------------------------------------------------------------------------
+
+FENCES = [Fence(node, boot, seq) for node, boot in (("n1", "b1"), ("n1", "b2"), ("n2", "b1")) for seq in (1, 2)]
+KEYS = ["red", "green", "blue", "half a \ud83d pair", "ä"]
+
+
+class Chooser:
+    """Makes commands by chance that are possible, repeated, late or pointless, but never such as the gateway refuses."""
+
+    def __init__(self, random: Random, model: Model) -> None:
+        self.random = random
+        self.model = model
+        self._serial = 0
+        self._seqs: dict[str, int] = {}  # of the entry that is being made
+        self._kinds = [kind for kind, weight in {
+            "client_put": 8, "source_put": 6, "take": 10, "done": 12, "release": 3, "fail": 6, "due": 4, "session_end": 2, "retry": 3,
+            "discard": 1, "assign": 2, "close": 1, "start_run": 2, "deploy": 1, "on_done_ran": 1, "forget": 1, "member": 1,
+        }.items() for _ in range(weight)]
+
+    def entry(self) -> list[Message]:
+        """What one commit brings: mostly a few commands, at times many small puts to one queue."""
+        self._seqs.clear()
+        if self.random.random() < 0.1:
+            return [message for _ in range(12) for message in self._a_client_put(self.random.choice(["p/in", "w/x"]), "c3")]
+        found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
+        for message in found:
+            commands.check(message)
+        return found
+
+    def command(self) -> list[Message]:
+        return getattr(self, f"_a_{self.random.choice(self._kinds)}")()  # type: ignore[no-any-return]
+
+    def _name(self, *states: str) -> str:
+        """A queue, mostly one that has items in one of the states."""
+        fitting = [queue.name for queue in self.model.queues.values() if queue.of(*states)]
+        if fitting and self.random.random() < 0.85:
+            return self.random.choice(fitting)
+        return self.random.choice([*self.model.queues, *self.model.queues, "p/nowhere"])
+
+    def _ranges(self, queue: str, states: Sequence[str]) -> list[Range]:
+        """Ranges that begin at items in one of the states, where there are any; apart from each other, in any order."""
+        found = self.model.queues.get(queue)
+        starts = [item.id for item in found.of(*states)] if found else []
+        most = len(found.items) + 2 if found else 3
+        free = RangeSet([(1, most + 8)])
+        ranges: list[Range] = []
+        for _ in range(self.random.randint(1, 3)):
+            lo = self.random.choice(starts) if starts and self.random.random() < 0.8 else self.random.randint(1, most)
+            ranges += free.remove(lo, lo + self.random.choice([1, 1, 2, 3, 6]))
+        return ranges
+
+    def _new_bodies(self, count: int, origin: str) -> list[bytes]:
+        self._serial += 1
+        return [f"{origin}/{self._serial}.{n}".encode() + b"." * self.random.choice([0, 0, 3, 40]) for n in range(count)]
+
+    # ---- puts
+
+    def _a_client_put(self, queue: str | None = None, key: str | None = None, keyed: bool = False) -> list[Message]:
+        key = key or self.random.choice(["c1", "c2"])
+        known = self.model.producers.get(key)
+        last = self._seqs.get(key, known.seq if known else 0)
+        seq = max(1, last + self.random.choice([1] * 8 + [0, 2]))
+        self._seqs[key] = seq if seq == last + 1 else last
+        epoch = (known.epoch if known else 0) + self.random.choice([0] * 9 + [1])
+        ports = [self._port([queue or self._name()], keyed or (queue is None and self.random.random() < 0.4))]
+        if queue is None and self.random.random() < 0.2:
+            ports.append(self._port(self.random.sample(sorted({*self.model.queues, "p/nowhere", "w/x"}), 2), self.random.random() < 0.5))
+        message = commands.put(key, epoch, seq, ports)
+        return [message] * self.random.choice([1] * 6 + [2])
+
+    def _port(self, queues: list[str], with_keys: bool) -> Port:
+        bodies = self._new_bodies(self.random.randint(1, 4), "root")
+        keys = [self.random.choice([*KEYS, None]) for _ in bodies]
+        return Port(queues, lengths_blob(map(len, bodies)), b"".join(bodies), None, json.dumps(keys).encode() if with_keys else None)
+
+    def _a_assign(self) -> list[Message]:
+        fence = self.random.choice(FENCES)
+        return [Message("assign", {"pipeline": self.random.choice(["p", "p", "p", "none"]), "stage": "gen",
+                                   "shard": self.random.randint(0, 1), "node": fence.node, "boot": fence.boot})]
+
+    def _a_source_put(self) -> list[Message]:
+        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
+        keys = [source_key("p", run, "gen", shard) for shard in range(2)]
+        key = self.random.choice([key for key in keys if key in self.model.producers] or keys)
+        known = self.model.producers.get(key, ModelProducer())
+        source: dict[str, Any] = {"count": known.count + 2, "hash": f"hash{known.seq}"} if self.random.random() < 0.5 else {}
+        source["finished"] = self.random.random() < 0.1
+        bodies = self._new_bodies(self.random.randint(1, 5), "root")
+        ports = [Port(["p/a", "p/b"], lengths_blob(map(len, bodies)), b"".join(bodies))]
+        message = commands.put(key, max(0, known.epoch - self.random.choice([0] * 9 + [1])),
+                               max(1, known.seq + self.random.choice([1] * 8 + [0, 2])),
+                               [] if source["finished"] and self.random.random() < 0.7 else ports, source,
+                               b"cursor %d" % known.seq if self.random.random() < 0.4 else None)
+        return [message] * self.random.choice([1] * 6 + [2])
+
+    # ---- work
+
+    def _a_take(self) -> list[Message]:
+        queue = self._name("ready")
+        return [commands.take(queue, self._ranges(queue, ("ready",)), self.random.choice(FENCES))]
+
+    def _fence_of(self, queue: str, item_id: int) -> Fence:
+        found = self.model.queues.get(queue)
+        item = found.items.get(item_id) if found else None
+        if item is None or item.fence is None or self.random.random() < 0.2:
+            return self.random.choice(FENCES)
+        return item.fence
+
+    def _a_done(self) -> list[Message]:
+        queue = self._name("leased")
+        ranges = self._ranges(queue, ("leased",))
+        ids = [i for lo, hi in ranges for i in range(lo, hi)]
+        whole = self.random.random() < 0.15
+        ports = [port for outputs in self._outputs(queue) for port in self._output(queue, outputs, ids, whole)]
+        return [commands.done(queue, ranges, ports, whole)] * self.random.choice([1] * 5 + [2])
+
+    def _outputs(self, queue: str) -> list[list[str]]:
+        """The queues of each port of the stage that reads the queue."""
+        found = self.model.queues.get(queue)
+        if found is None or found.record is None or not found.record["read_by"]:
+            return []
+        stage = self.model.pipelines[found.pipeline].stage(found.record["read_by"])
+        assert stage is not None
+        return [[f"{found.pipeline}/{name}" for name in port["queues"]] for port in stage["ports"]]
+
+    def _output(self, queue: str, outputs: list[str], ids: list[int], whole: bool) -> list[Port]:
+        if whole:
+            bodies = self._new_bodies(self.random.randint(1, 3), f"{queue}#{ids[0]}")
+            return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies))]
+        told = self.random.random() < 0.5
+        counts = [self.random.choice([0, 1, 1, 2]) if told else 1 for _ in ids]
+        bodies = [body for i, count in zip(ids, counts, strict=True) for body in self._new_bodies(count, f"{queue}#{i}")]
+        if not bodies:
+            return []
+        return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies), lengths_blob(counts) if told else None)]
+
+    def _a_release(self) -> list[Message]:
+        queue = self._name("leased")
+        ranges = self._ranges(queue, ("leased",))
+        return [commands.release(queue, ranges, self._fence_of(queue, ranges[0][0]))]
+
+    def _a_fail(self) -> list[Message]:
+        queue = self._name("leased")
+        item_id = self._ranges(queue, ("leased",))[0][0]
+        error = {"type": "ValueError", "text": self.random.choice(["no", "half a \ud83d pair"]), "traceback": None}
+        message = commands.fail(queue, item_id, self._fence_of(queue, item_id), error, self.random.randint(0, 60))
+        return [message] * self.random.choice([1] * 5 + [2])
+
+    def _ids(self, queue: str, *states: str) -> list[int]:
+        found = self.model.queues.get(queue)
+        chosen = [item.id for item in found.of(*states) if self.random.random() < 0.7] if found else []
+        return chosen + [self.random.randint(1, 9)] * self.random.choice([0, 0, 2])
+
+    def _a_due(self) -> list[Message]:
+        queue = self._name("delayed")
+        return [Message("due", {"queue": queue, "ids": self._ids(queue, "delayed")})]
+
+    def _a_session_end(self) -> list[Message]:
+        fence = self.random.choice(FENCES)
+        ran = {name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5}
+        return [commands.session_end(fence.node, fence.boot, ran, {"type": "NodeDied", "text": "", "traceback": None}, 5)]
+
+    def _a_retry(self) -> list[Message]:
+        queue = self._name("parked")
+        return [Message("retry", {"queue": queue, "ids": self.random.choice([None, self._ids(queue, "parked", "ready")])})]
+
+    def _a_discard(self) -> list[Message]:
+        queue = self._name("parked")
+        return [Message("discard", {"queue": queue, "ids": self.random.choice([None, *[self._ids(queue, "parked", "leased")] * 5])})]
+
+    # ---- the rest
+
+    def _a_close(self) -> list[Message]:
+        return [Message("close", {"pipeline": name, "name": self.random.choice(names)}) for name, names in (
+            ("p", ["gen", "in", "in", "left", "nothing"]), ("w", ["x"]), ("none", ["x"])) if self.random.random() < 0.5]
+
+    def _a_start_run(self) -> list[Message]:
+        """A run ends so seldom by chance that this ends it first, or comes near to it; puts with keys begin the next one."""
+        start = Message("start_run", {"pipeline": self.random.choice(["p", "p", "p", "w", "none"]), "params": {"n": 1}})
+        if self.random.random() < 0.3:
+            return [start]
+        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
+        ends = [Message("close", {"pipeline": "p", "name": name}) for name in ("gen", "in")]
+        if self.random.random() < 0.4:
+            key = source_key("p", run, "gen", self.random.randint(0, 1))
+            producer = self.model.producers.get(key, ModelProducer(epoch=1))
+            ends[0] = commands.put(key, producer.epoch, producer.seq + 1, [], {"finished": True})
+        ends += [Message("discard", {"queue": name, "ids": None}) for name, queue in self.model.queues.items()
+                 if (queue.record and queue.record["read_by"] and self.random.random() < 0.97) or self.random.random() < 0.2]
+        again = [message for _ in range(2) for message in self._a_client_put("p/in", keyed=True)]
+        return [*ends, *again, start, *again]
+
+    def _a_deploy(self) -> list[Message]:
+        messages = deployment(self.random.choice(["v1", "v2", "w1"]))
+        return messages if self.random.random() < 0.8 else messages[1:]
+
+    def _a_on_done_ran(self) -> list[Message]:
+        return [Message("on_done_ran", {"pipeline": self.random.choice(["p", "none"]), "run": self.random.randint(0, 3)})]
+
+    def _a_forget(self) -> list[Message]:
+        return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
+
+    def _a_member(self) -> list[Message]:
+        return [Message("member", {"node": self.random.choice(["n1", "n2"]), "name": "host", "facts": {"cores": self.random.randint(1, 2)}})]
+
+
+# --- What must hold --------------------------------------------------------------------------------------------------
+
+
+def said(outcomes: Iterable[Outcome]) -> list[Said]:
+    return [(o.kind, o.result, o.fields, o.cursor) for o in outcomes]
+
+
+def compare(state: State, model: Model, bodies: Bodies) -> None:
+    """The state is the model's, item by item and byte by byte."""
+    assert set(state.queues) == set(model.queues)
+    for name, queue in model.queues.items():
+        _compare_queue(state.queues[name], queue, bodies)
+    assert {key: _columns(p) for key, p in state.producers.items()} == {key: _columns(p) for key, p in model.producers.items()}
+    assert set(state.pipelines) == set(model.pipelines)
+    for name, pipeline in model.pipelines.items():
+        found = state.pipelines[name]
+        assert {column: getattr(found, column) for column in vars(pipeline)} == vars(pipeline)
+    assert set(state.bundles) == set(model.bundles)
+    assert {key: (m["name"], m["facts"]) for key, m in state.members.items()} == model.members
+
+
+def _columns(producer: Any) -> list[Any]:
+    return [getattr(producer, name) for name in vars(ModelProducer())]
+
+
+def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None:
+    assert (found.next_id, found.put, found.done, found.closed) == (len(queue.items) + 1, len(queue.items), queue.done, queue.closed)
+    assert expand(found.ready) == {item.id for item in queue.of("ready")}
+    held = {i: fence for lo, hi, fence in found.leases for i in range(lo, hi)}
+    assert held == {item.id: item.fence for item in queue.of("leased")}
+    assert found.delayed == {item.id: item.due_ms for item in queue.of("delayed")}
+    assert found.deliveries == {item.id: item.deliveries for item in queue.items.values() if item.deliveries}
+    parked = {i: (p.run, p.deliveries, p.at_ms, p.error) for i, p in found.parked.items()}
+    assert parked == {item.id: item.parked for item in queue.of("parked")}
+    assert found.keys == {hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in queue.keys}
+    record = queue.record or {"maxsize": None, "bytes_max": None, "read_by": None, "results": False}
+    assert {name: getattr(found, name) for name in ("maxsize", "bytes_max", "read_by", "results")} == {
+        name: record[name] for name in ("maxsize", "bytes_max", "read_by", "results")}
+    _compare_chunks(found, queue, bodies)
+
+
+def _compare_chunks(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None:
+    for chunk in found.chunks:
+        lengths, body = bodies(found.name, chunk)
+        values = values_of(lengths, body)
+        assert len(values) == chunk.count
+        for item_id in range(chunk.first, chunk.end):
+            item = queue.items[item_id]
+            assert values[item_id - chunk.first] == item.body
+            assert chunk.run == item.run
+            if item.state in (*OPEN, "parked"):
+                assert chunk.key_of(item_id) == item.key
+        assert chunk.at_ms == queue.items[chunk.first].at_ms, "a chunk is as old as its first item"
+
+
+def expand(ranges: RangeSet) -> set[int]:
+    """The ids of a set, which has to be in its one right form."""
+    pairs = list(ranges)
+    assert all(lo < hi for lo, hi in pairs), "an empty range is kept"
+    assert all(a[1] < b[0] for a, b in zip(pairs, pairs[1:], strict=False)), "neighbours are not merged"
+    ids = {i for lo, hi in pairs for i in range(lo, hi)}
+    assert len(ids) == len(ranges)
+    return ids
+
+
+class Books:
+    """Follows one state from outside, by its outcomes and its bytes alone: nothing is lost, made twice or made of nothing.
+
+    Values name where they come from (`queue#id/serial`), so an output can be followed to its input.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, bytes], int] = {}
+        self._done: Counter[str] = Counter()
+
+    def note(self, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if message.kind == "done" and outcome.result == "ok":
+                self._done[message.fields["queue"]] += outcome.fields["count"]
+
+    def check(self, state: State, model: Model, bodies: Bodies) -> None:
+        for queue in state.queues.values():
+            self._check_chunks(queue)
+            self._check_origins(state, queue, bodies)
+            self._check_counts(queue, model.queues[queue.name].discarded)
+
+    def _check_counts(self, queue: QueueState, discarded: int) -> None:
+        assert queue.put == queue.open_count + queue.done + len(queue.parked) + discarded, "an item is lost or counted twice"
+        assert queue.done == self._done[queue.name], "what was said to be done is not what is done"
+        assert queue.next_id == queue.put + 1, "an id is used twice or left out"
+        held = Counter(fence[:2] for lo, hi, fence in queue.leases for _ in range(lo, hi))
+        assert queue.leases.held_by == held, "what sessions hold is miscounted"
+
+    @staticmethod
+    def _check_chunks(queue: QueueState) -> None:
+        states = [expand(queue.ready), {i for lo, hi, _ in queue.leases for i in range(lo, hi)}, set(queue.delayed), set(queue.parked)]
+        unfinished = set().union(*states)
+        assert len(unfinished) == sum(map(len, states)), "an item is in two states"
+        covered = [i for chunk in queue.chunks for i in range(chunk.first, chunk.end)]
+        assert covered == sorted(set(covered)), "chunks overlap"
+        assert unfinished <= set(covered), "an item has no bytes"
+        for chunk in queue.chunks:
+            ids = set(range(chunk.first, chunk.end))
+            assert chunk.open == len(ids & unfinished) > 0, "a chunk's count of open items is off"
+            assert chunk.parked == len(ids & states[3]), "a chunk's count of parked items is off"
+        assert queue.open_bytes == sum(chunk.open_bytes for chunk in queue.chunks), "open bytes drift"
+        assert set(queue.deliveries) <= unfinished - states[3], "deliveries of an item that is out of the way"
+
+    def _check_origins(self, state: State, queue: QueueState, bodies: Bodies) -> None:
+        for chunk in queue.chunks:
+            for item_id, body in enumerate(values_of(*bodies(queue.name, chunk)), chunk.first):
+                assert self._seen.setdefault((queue.name, body), item_id) == item_id, "a value is there twice"
+                name, _, number = body.rpartition(b"/")[0].decode().partition("#")
+                if name != "root":
+                    assert not _is_unfinished(state.queues[name], int(number)), "an output of an item that is not done"
+
+
+def _is_unfinished(queue: QueueState, item_id: int) -> bool:
+    return bool(queue.open_ranges(item_id, item_id + 1)) or item_id in queue.parked
