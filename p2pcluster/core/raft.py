@@ -25,8 +25,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core.log import CONFIG, NOOP, Entry, Log, Mode, Progress
 from p2pcluster.core.messages import (
@@ -46,6 +45,9 @@ from p2pcluster.core.messages import (
 )
 from p2pcluster.core.quorum import Configuration, Tally, agreed_value, has_majority, tally
 from p2pcluster.errors import NotLeader, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = [
     "Configuration", "Entry", "HardState", "Log", "Note", "PeerStatus", "Raft", "RaftSettings", "Ready", "Role",

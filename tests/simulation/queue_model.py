@@ -544,7 +544,7 @@ class Chooser:
         self._serial = 0
         self._seqs: dict[str, int] = {}  # of the entry that is being made
         self._kinds = [kind for kind, weight in {
-            "client_put": 8, "source_put": 6, "take": 10, "done": 12, "release": 3, "fail": 6, "due": 4, "session_end": 2, "retry": 3,
+            "client_put": 8, "source_put": 6, "take": 10, "done": 12, "release": 3, "fail": 8, "due": 3, "session_end": 2, "retry": 3,
             "discard": 1, "assign": 2, "close": 1, "start_run": 2, "deploy": 1, "on_done_ran": 1, "forget": 1, "member": 1,
         }.items() for _ in range(weight)]
 
@@ -716,8 +716,9 @@ class Chooser:
             key = source_key("p", run, "gen", self.random.randint(0, 1))
             producer = self.model.producers.get(key, ModelProducer(epoch=1))
             ends[0] = commands.put(key, producer.epoch, producer.seq + 1, [], {"finished": True})
+        left = self.random.choice([None, *[queue.name for queue in self.model.queues.values() if queue.of("delayed", "leased", "parked")]])
         ends += [Message("discard", {"queue": name, "ids": None}) for name, queue in self.model.queues.items()
-                 if (queue.record and queue.record["read_by"] and self.random.random() < 0.97) or self.random.random() < 0.2]
+                 if name != left and ((queue.record and queue.record["read_by"]) or self.random.random() < 0.2)]
         again = [message for _ in range(2) for message in self._a_client_put("p/in", keyed=True)]
         return [*ends, *again, start, *again]
 

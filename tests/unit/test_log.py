@@ -122,7 +122,8 @@ def test_agreement_below_the_base_is_not_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last_index", "last_term", "is_up_to_date"), [(2, 3, True), (1, 3, False), (9, 2, False), (1, 4, True), (3, 3, True)]
+    ("last_index", "last_term", "is_up_to_date"),
+    [(2, 3, True), (1, 3, False), (9, 2, False), (1, 4, True), (3, 3, True)],
 )
 def test_a_later_term_then_a_longer_log_is_more_complete(last_index: int, last_term: int, is_up_to_date: bool) -> None:
     """Raft 5.4.1."""

@@ -651,10 +651,10 @@ def test_a_learner_far_behind_gets_a_snapshot_and_the_rest() -> None:
 # Clusters with every fault
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_invariants_hold_whatever_happens(seed: int) -> None:
     simulation = Simulation(seed, voters=("a", "b", "c") if seed % 3 else ("a",))
-    simulation.cause_chaos(6000)
+    simulation.cause_chaos(5000)
     assert simulation.restarts > 10
     simulation.run_until(simulation.has_converged)
     assert simulation.checker.committed
