@@ -28,18 +28,24 @@ from p2pcluster import bundle, config, process
 from p2pcluster.config import Options
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Buffer, Message, decode, encode
-from p2pcluster.core.executor import Executor, Kill, Say, Send, Start, ToLeader
+from p2pcluster.core.executor import Executor, Kill, Say, Send, Settled, Start, ToLeader
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
-from p2pcluster.core.log import Log
-from p2pcluster.core.node import Grant, Node, NodeReady, Session, grant_message, is_over
-from p2pcluster.core.queues import Chunk
+from p2pcluster.core.log import CONFIG, Log
+from p2pcluster.core.messages import decode_configuration
+from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message, is_over
+from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.quorum import Configuration
+from p2pcluster.core.raft import HardState, Ready
+from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
+from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import ClusterError, HomeError, JournalError, ProtocolError
 from p2pcluster.home import Home, Keyfile
-from p2pcluster.journal import Checkpoint, Compaction, Journal, Write, checkpoint_of
+from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write, checkpoint_of
+from p2pcluster.neighbours import Neighbours, session_of
+from p2pcluster.peers import Events, Peers
 from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 
-LOCAL = "local"  # the session of this machine's own executor
-SELF = "self"  # the session over which this node deploys and starts runs
+OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
 COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
 COMMIT_WEIGHT = 0.2  # of the newest commit in that average
 TICK_S = 0.02
@@ -161,11 +167,14 @@ class Daemon:
         self._key = derive_key(key)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._led_by: tuple[str, Any] | None = None
+        self._founds_at_s = 0.0
+        self._has_settled = False
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
         self._clients: dict[str, Connection] = {}
         self._replies: dict[int, Callable[[dict[str, Any]], None]] = {}
-        self._next_request = 1
+        self._next_request = OWN_REQUESTS
         self._next_client = 1
         self._signals = 0
         self._stopping_by_s: float | None = None
@@ -173,7 +182,6 @@ class Daemon:
         self._checkpointed_s = self._ticked_s = 0.0
         self._compacting = False
         self._in_flight: NodeReady | None = None
-        self._old_positions = True
         self._watched: tuple[str, int] | None = None
 
     # ---- from start to end
@@ -192,18 +200,18 @@ class Daemon:
         self._close()
         return self._exit_code
 
-    def _start(self, recovered: Any) -> None:
+    def _start(self, recovered: Recovered) -> None:
         now_ms = self._now_ms()
         meta = self.journal.meta
         node_id = meta.get("node_id")
         if node_id is None:
-            node_id, cluster_id = secrets.token_hex(8), secrets.token_hex(8)
-            self.journal.write(Write(meta=(("node_id", node_id), ("cluster_id", cluster_id), ("cluster_name", self.options.cluster))))
+            node_id = secrets.token_hex(8)
+            self.journal.write(Write(meta=(("node_id", node_id), ("cluster_name", self.options.cluster))))
             meta = self.journal.meta
         if meta["cluster_name"] != self.options.cluster:
             raise HomeError(f"{self.home.path} belongs to cluster {meta['cluster_name']!r} and not to {self.options.cluster!r}: choose "
                             f"another --home, or --cluster {meta['cluster_name']}")
-        self.node_id, self.cluster_id = node_id, meta["cluster_id"]
+        self.node_id, self.cluster_id = node_id, meta.get("cluster_id")
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -211,31 +219,131 @@ class Daemon:
         self._listener.register(self._selector)
         self.address = f"{self.options.advertise or self._listener.address[0]}:{self._listener.address[1]}"
         log = Log(recovered.base_index, recovered.base_term, recovered.base_at_ms)
-        self._load_log(log, recovered)
-        self.node = Node(node_id, self.boot, self.name, random.Random(secrets.randbits(64)), recovered.hard_state, log, recovered.state,
-                         recovered.commit_index, now_ms, process.ran_before(self.home.run, self.boot))
+        configuration = self._load_log(log, recovered, read_configuration(meta.get("configuration")))
+        self.node = Node(node_id, random.Random(secrets.randbits(64)), recovered.hard_state, log, recovered.state, configuration,
+                         recovered.commit_index, now_ms)
+        self._peers = Peers(node_id, self._selector, self._dial_handshake, Events(
+            self._on_peer_message, lambda identity: self.neighbours.on_connected(identity, self._now_ms()),
+            lambda peer: self.neighbours.on_gone(peer, self._now_ms()), lambda peer: self.neighbours.on_refused(peer, self._now_ms()),
+            self._out))
+        self.neighbours = Neighbours(node_id, self.address, self._peers, self._on_member_message,
+                                     lambda message: self._on_leader_message(message))
+        self.neighbours.node, self.neighbours.cluster_id = self.node, self.cluster_id
+        for seed in self.options.seed:
+            self.neighbours.target_seed(seed)
         self.executor = Executor(self.name)
         self._processes = process.ProcessTable(self._selector, self.home.run, self.boot, self._printer, self._on_process_message,
                                                self._on_process_exit)
         self._committer = Committer(self.journal, self.wake)
         self._bodies = Bodies(self.journal)
-        self.node.open_session(Session(LOCAL, "node", node_id, self.boot, self.name, self.facts()))
-        self.node.open_session(Session(SELF, "client", node_id, self.boot + "-self", self.name))
         self.home.write_address(*self._listener.address, self.options.cluster)
+        self._founds_at_s = time.monotonic() + self._founding_window_s()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
-        while not self.node.is_serving:
-            self._committer.wait()
-            self._tick(time.monotonic())
-            self._pump()
-        self._out(f"node {self.name} leads cluster {self.options.cluster} at {self.address}; home {self.home.path}")
-        self._offer_project()
+        self._out(f"node {self.name} of cluster {self.options.cluster} at {self.address}; home {self.home.path}")
 
-    def _load_log(self, log: Log, recovered: Any) -> None:
-        """The log as the core knows it: what is committed without its bytes, which stay in the journal."""
+    def _load_log(self, log: Log, recovered: Recovered, configuration: Configuration) -> Configuration:
+        """The log as the core knows it: what is committed without its bytes, which stay in the journal. Returns the configuration in
+        force at the commit index; the one given is that of the tables."""
         for entry in self.journal.entries(recovered.base_index, bodies_after=recovered.commit_index):
+            if entry.kind == CONFIG and self.journal.meta["applied_idx"] < entry.index <= recovered.commit_index:
+                configuration = decode_configuration(entry.body)
             log.append([entry])
             log.release_through(min(entry.index, recovered.commit_index))
+        return configuration
+
+    def _founding_window_s(self) -> float:
+        loopback = self.options.loopback
+        return (config.FOUNDING_WINDOW_LOOPBACK_MS if loopback else config.FOUNDING_WINDOW_MS) / 1000
+
+    def _maybe_found(self, now_s: float) -> None:
+        """A fresh node that met nobody of its cluster's name founds it; of several fresh ones the lowest id does."""
+        if self.cluster_id is not None or now_s < self._founds_at_s:
+            return
+        met = [hello for hello in self.neighbours.hellos.values() if hello.is_here]
+        if any(hello.cluster_id or hello.identity.node_id < self.node_id for hello in met):
+            return
+        self._join(secrets.token_hex(8), Configuration((self.node_id,)))
+        self._out(f"founded cluster {self.options.cluster}")
+
+    def _maybe_join(self) -> None:
+        """A fresh node takes the id of the cluster of its name that it meets."""
+        if self.cluster_id is None:
+            found = [hello.cluster_id for hello in self.neighbours.hellos.values() if hello.is_here and hello.cluster_id]
+            if found:
+                self._join(found[0], Configuration())
+
+    def _join(self, cluster_id: str, configuration: Configuration) -> None:
+        self._committer.wait()
+        self.journal.write(Write(meta=(("cluster_id", cluster_id),), configuration=configuration))
+        self.cluster_id = self.neighbours.cluster_id = cluster_id
+        log = Log()
+        self.node = Node(self.node_id, random.Random(secrets.randbits(64)), HardState(), log, self.node.state, configuration, 0, self._now_ms())
+        self.neighbours.node = self.node
+        for peer in self.neighbours.connected:
+            self.node.raft.peer_connected(peer, self._now_ms())
+
+    def _sync_leader(self) -> None:
+        """Speak to whoever leads: the first thing is what this machine holds."""
+        leader, _ = self.neighbours.leader()
+        boot: Any = None
+        if leader == self.node_id:
+            boot = self.node.raft.term if self.node.is_serving else None
+        elif leader is not None and leader in self.neighbours.connected:
+            boot = self.neighbours.connected[leader].boot_id
+        led_by = (leader, boot) if leader is not None and boot is not None else None
+        if led_by == self._led_by:
+            return
+        self._led_by = led_by
+        if led_by is None or leader is None:
+            return
+        join = Message("join", {"boot": self.boot, "name": self.name, "facts": self.facts()})
+        if leader == self.node_id:
+            self._on_member_message(self.node_id, join)
+            self._out(f"node {self.name} leads cluster {self.options.cluster}, term {self.node.raft.term}")
+        else:
+            self.neighbours.send(leader, join)
+            self._out(f"node {self.name} follows {self.neighbours.connected[leader].name}")
+        self.executor.on_new_leader({} if self._has_settled else process.ran_before(self.home.run, self.boot), self._now_ms())
+        self._replies.clear()
+        self._offer_project()
+
+    def _on_member_message(self, node_id: str, message: Message) -> None:
+        """Something for the leader's half, from another node's executor or this one's."""
+        session = LOCAL_SESSION if node_id == self.node_id else session_of(node_id)
+        if message.kind == "join":
+            if self.node.is_serving:
+                fields = message.fields
+                self.node.close_session(session)
+                self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
+        elif session in self.node.sessions:
+            self.node.step(session, message, self._now_ms())
+
+    def _to_leader(self, message: Message) -> None:
+        """To whoever leads. Without a leader it is dropped: the executor keeps what must not be lost, and says it to the next one."""
+        if self._led_by is None:
+            return
+        leader = self._led_by[0]
+        if leader == self.node_id:
+            self._on_member_message(self.node_id, message)
+        else:
+            self.neighbours.send(leader, message)
+
+    def _on_leader_message(self, message: Message) -> None:
+        """Something for this machine's half from whoever leads."""
+        request = message.fields.get("req")
+        if message.kind == "reply" and request is not None and request >= OWN_REQUESTS:
+            on_reply = self._replies.pop(request, None)
+            if on_reply is not None and message.fields["result"] != "error":
+                on_reply(message.fields)
+        elif message.kind == "stop":
+            self._out("stopping: the cluster is stopped")
+            self.stop(1 if self.offer.until_done else 0)
+        else:
+            self.executor.on_leader(message, self._now_ms())
+
+    def _on_peer_message(self, node_id: str, message: Message) -> None:
+        self.neighbours.on_message(node_id, message, self._now_ms())
 
     def _listen(self) -> Listener:
         def make_handshake() -> Handshake:
@@ -250,7 +358,10 @@ class Daemon:
 
     def _identity(self) -> Identity:
         return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, protocol.VERSION,
-                        p2pcluster.__version__, platform.python_version())
+                        p2pcluster.__version__, platform.python_version(), {"address": self.address})
+
+    def _dial_handshake(self) -> Handshake:
+        return Handshake("dial", self._key, self._identity(), secrets.token_bytes(32))
 
     def facts(self) -> dict[str, Any]:
         """What rules and people may know of this machine."""
@@ -309,8 +420,10 @@ class Daemon:
             with contextlib.suppress(ConnectionClosed):
                 connection.flush()
             connection.close()
+        self._peers.close()
         self._listener.close()
-        self.journal.write(Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint_of(self.node.state)))
+        self.journal.write(Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint_of(self.node.state),
+                                 configuration=self.node.applied_configuration))
         self.journal.close()
         self.home.close()
         self._printer.close(2.0)
@@ -357,6 +470,11 @@ class Daemon:
         self.node.tick(now_ms)
         self._processes.poll()
         self.executor.tick(now_ms, self._processes.positions())
+        self._peers.tick(now_s)
+        self.neighbours.tick()
+        self._maybe_join()
+        self._maybe_found(now_s)
+        self._sync_leader()
         if (expiry_s := self._listener.next_expiry_s) is not None and now_s >= expiry_s:
             self._listener.expire(now_s)
         for note in self._listener.take_notes():
@@ -376,13 +494,16 @@ class Daemon:
         actions = self.executor.take_actions()
         for action in actions:
             if isinstance(action, ToLeader):
-                self.node.step(LOCAL, action.message, self._now_ms())
+                self._to_leader(action.message)
             elif isinstance(action, Send):
                 self._processes.send(action.key, action.message)
             elif isinstance(action, Start):
                 self._start_process(action)
             elif isinstance(action, Kill):
                 self._processes.kill(action.key)
+            elif isinstance(action, Settled):
+                self._has_settled = True
+                process.forget_ran_before(self.home.run, self.boot)
             elif isinstance(action, Say):
                 self._out(action.text)
         return bool(actions)
@@ -391,12 +512,15 @@ class Daemon:
         sent = self.node.take_outbox()
         for session, item in sent:
             message = self._materialized(item) if isinstance(item, Grant) else item
-            if session == LOCAL:
-                self.executor.on_leader(message, self._now_ms())
-            elif session == SELF:
-                self._replies.pop(message.fields["req"])(message.fields)
+            if session == LOCAL_SESSION:
+                self._on_leader_message(message)
             elif session in self._clients:
                 self._send_client(session, message)
+            else:
+                self.neighbours.send(session.removeprefix("node:"), message)
+        messages = self.node.take_peer_outbox()
+        self.neighbours.carry(messages)
+        self.neighbours.carry_snapshots()
         return bool(sent)
 
     def _materialized(self, grant: Grant) -> Message:
@@ -412,6 +536,9 @@ class Daemon:
         if not self.node.has_ready():
             return False
         self._in_flight = self.node.ready()
+        if self._in_flight.raft.snapshot is not None:
+            self._install(self._in_flight)
+            return True
         if not self._in_flight.needs_write:
             self._after_write(Compaction())
             return True
@@ -422,22 +549,72 @@ class Daemon:
         self._after_write(self._committer.write(write), write.compact is not None)
         return True
 
+    def _install(self, ready: NodeReady) -> None:
+        """The log and the state become a snapshot that has arrived."""
+        meta = ready.raft.snapshot
+        assert meta is not None, "there is a snapshot to install"
+        head, rows = decode_snapshot(self.neighbours.take_snapshot(meta.snapshot_id))
+        self.journal.install(head, rows, ready.raft.hard_state)
+        state = State(config.BODY_MEMORY_BYTES_MAX)
+        for table in TABLES:
+            state.load(table, [row.values for row in rows if row.table == table])
+        state.loaded(head.index, head.term, head.at_ms, head.state_hash)
+        self.node.state, self.node.applied_configuration = state, head.configuration
+        self._in_flight = None
+        if ready.raft.entries:
+            self.journal.write(Write(tuple(ready.raft.entries), commit_index=ready.raft.commit_index))
+        self.node.advance(ready)
+
     def _next_write(self, ready: NodeReady | None) -> Write:
         """What is to be written now. The tables' changes and compaction ride with the entries, so that they cost no fsync of their own."""
         checkpoint = self._due_checkpoint()
-        compact = (self.node.raft.commit_index + 1, COMPACT_BYTES) if self._compacting else None
+        compact = (self._keep_from_index(), COMPACT_BYTES) if self._compacting else None
         if ready is None:
-            return Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint, compact=compact)
-        return Write(ready.entries, ready.hard_state, ready.commit_index, ready.sole_voter, checkpoint=checkpoint, compact=compact)
+            return Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint, compact=compact,
+                         configuration=self.node.applied_configuration if checkpoint else None)
+        raft = ready.raft
+        return Write(tuple(raft.entries), raft.hard_state, raft.commit_index, ready.sole_voter, raft.truncate_from, checkpoint,
+                     self.node.applied_configuration if checkpoint else None, compact)
 
     def _after_write(self, compaction: Compaction, compacted: bool = True) -> None:
         if compacted:
             self._compacting = compaction.more
         for chunk in compaction.filled:
             self.node.state.filled(chunk.queue, chunk.first, chunk.body_crc)
+        raft = self.node.raft
+        if self.journal.base_index > raft.log.base_index:
+            raft.compact_through(min(self.journal.base_index, raft.applied_index))
         if self._in_flight is not None:
             ready, self._in_flight = self._in_flight, None
             self.node.advance(ready)
+            self._after_advance(ready.raft)
+
+    def _after_advance(self, ready: Ready) -> None:
+        """What Raft wants of the shell beside writing and sending."""
+        if ready.load_entries is not None:
+            low, high = ready.load_entries
+            entries = []
+            for entry in self.journal.entries(low - 1):
+                if entry.index > high:
+                    break
+                entries.append(entry)
+            self.node.raft.entries_loaded(entries)
+        for peer in ready.snapshots_wanted:
+            self._begin_snapshot(peer)
+
+    def _begin_snapshot(self, peer: str) -> None:
+        state = self.node.state
+        head = self.journal.snapshot_head(state, self.node.applied_configuration)
+        data = b"".join(encode_snapshot(head, self.journal.snapshot_rows(state)))
+        self._out(f"sending a snapshot of {len(data) >> 10} KiB to {self.node.state.members.get(peer, {}).get('name', peer)}")
+        self.neighbours.begin_snapshot(peer, head, data)
+
+    def _keep_from_index(self) -> int:
+        """Entries that a connected follower still lacks are kept, unless the log grows too long: then it gets a snapshot."""
+        commit = self.node.raft.commit_index
+        if self.journal.log_bytes > 2 * config.LOG_BYTES_MAX:
+            return commit + 1
+        return min([commit, *(peer.match_index for peer in self.node.raft.peers() if peer.is_connected)]) + 1
 
     def _due_checkpoint(self) -> Checkpoint | None:
         """The tables' changes ride with a commit, so that they cost no fsync of their own."""
@@ -451,9 +628,6 @@ class Daemon:
 
     def _keep_house(self, now_s: float) -> None:
         """Keep the file small also when nothing is written: tables, a shorter log, a shorter write-ahead log."""
-        if self._old_positions and self.node.is_settled:
-            self._old_positions = False
-            process.forget_ran_before(self.home.run, self.boot)
         if self._committer.is_busy:
             return
         overdue = self.node.state.dirty_count and now_s > self._checkpointed_s + 2 * config.CHECKPOINT_INTERVAL_S
@@ -521,11 +695,12 @@ class Daemon:
     def _accept(self, connections: list[Connection]) -> None:
         for connection in connections:
             assert connection.session is not None
+            if connection.session.peer.role == "node":
+                self._peers.accept(connection)
+                continue
             session_id = f"client-{self._next_client}"
             self._next_client += 1
-            peer = connection.session.peer
             self._clients[session_id] = connection
-            self.node.open_session(Session(session_id, "client", peer.node_id, peer.boot_id, peer.name))
             self._selector.register(connection, selectors.EVENT_READ, lambda mask, s=session_id: self._on_client(s, mask))
             self._flush_client(session_id)
 
@@ -551,8 +726,21 @@ class Daemon:
         if message.kind == "stop":
             self._send_client(session_id, Message("reply", {"req": message.fields["req"], "kind": "stop", "result": "ok"}))
             self._out("stopping: a client asked for it")
+            for peer in self.neighbours.connected if self.node.is_serving else ():
+                self.neighbours.send(peer, Message("stop", {}))
             self.stop(1 if self.offer.until_done else 0)
             return
+        if not self.node.is_serving:
+            leader, address = self.neighbours.leader()
+            self._send_client(session_id, Message("reply", {
+                "req": message.fields.get("req", 0), "kind": message.kind, "result": "error", "code": "not_leader",
+                "text": "another node leads" if leader else "no node leads now", "leader": address if leader != self.node_id else None}))
+            return
+        if session_id not in self.node.sessions:
+            connection = self._clients[session_id]
+            assert connection.session is not None, "a client is authenticated"
+            peer_identity = connection.session.peer
+            self.node.open_session(Session(session_id, "client", peer_identity.node_id, peer_identity.boot_id, peer_identity.name))
         self.node.step(session_id, message, self._now_ms())
 
     def _send_client(self, session_id: str, message: Message) -> None:
@@ -566,6 +754,8 @@ class Daemon:
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}
         status["leader"] |= {"name": self.name, "address": self.address}
+        for node in status["nodes"]:
+            node["address"] = self.neighbours.address_of(node["id"])
 
     def _flush_client(self, session_id: str) -> None:
         connection = self._clients.get(session_id)
@@ -595,7 +785,7 @@ class Daemon:
         request = self._next_request
         self._next_request += 1
         self._replies[request] = on_reply
-        self.node.step(SELF, message._replace(fields={**message.fields, "req": request}), self._now_ms())
+        self._to_leader(message._replace(fields={**message.fields, "req": request}))
 
     def _offer_project(self) -> None:
         project = self.offer.project

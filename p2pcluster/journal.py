@@ -29,7 +29,9 @@ from zlib import crc32
 from p2pcluster import config
 from p2pcluster.core.log import COMMANDS, Entry
 from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
+from p2pcluster.core.snapshot import Head, TableRow, configuration_text
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.wal import scan_wal
@@ -111,6 +113,7 @@ class Write:
     sole_voter: bool = False
     truncate_from: int | None = None
     checkpoint: Checkpoint | None = None
+    configuration: Configuration | None = None
     compact: tuple[int, int] | None = None
     meta: tuple[tuple[str, Any], ...] = ()
 
@@ -292,6 +295,8 @@ class Journal:
         if write.checkpoint is not None:
             self._write_rows(write.checkpoint.rows)
             meta |= self._checkpoint_meta(write.checkpoint)
+        if write.configuration is not None:
+            meta["configuration"] = configuration_text(write.configuration)
         self._write_meta(meta)
 
     def _insert(self, entry: Entry, commit_idx: int) -> None:
@@ -471,6 +476,73 @@ class Journal:
         self._write_meta({"base_idx": stop, "base_term": term, "base_at_ms": at_ms, "base_chain": chain})
         self._log_bytes -= size
         return stop < target
+
+    # ---- snapshots
+
+    def snapshot_head(self, state: State, configuration: Configuration) -> Head:
+        """The head of a snapshot of `state`."""
+        row = self._db.execute("SELECT chain FROM journal WHERE idx = ?", (state.applied_idx,)).fetchone()
+        chain = row[0] if row else self._meta["base_chain"]
+        return Head(state.applied_idx, state.applied_term, state.at_ms, chain, state.hash, configuration)
+
+    def snapshot_rows(self, state: State) -> Iterator[TableRow]:
+        """Every row of `state` with its bytes, from memory or from the file."""
+        for table, rows in state.all_rows().items():
+            for key, values in rows.items():
+                if table == "chunks":
+                    yield self._chunk_row(state, key, values or ())
+                elif table == "bundles":
+                    yield self._bundle_row(state, key, values or ())
+                else:
+                    yield TableRow(table, (*key, *(values or ())), ())
+
+    def _chunk_row(self, state: State, key: Row, values: Row) -> TableRow:
+        (chunk,) = state.queues[key[0]].chunks.overlap(key[1], key[1] + 1)
+        if chunk.lengths is not None and chunk.body is not None:
+            lengths, body = bytes(chunk.lengths), bytes(chunk.body)
+        else:
+            lengths, body = self.read_bodies(key[0], chunk)
+        named = dict(zip([name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS], (*key, *values), strict=False))
+        named |= {"entry_idx": 0, "entry_offset": 0, "body_crc": crc32(body, crc32(lengths))}
+        return TableRow("chunks", tuple(named.values()), (lengths, body))
+
+    def _bundle_row(self, state: State, key: Row, values: Row) -> TableRow:
+        body = self._read_part(key[0], key[1], state.bundles[key])
+        parts, _, _, size, crc = values
+        return TableRow("bundles", (*key, parts, 0, 0, size, crc), (body,))
+
+    def install(self, head: Head, rows: list[TableRow], hard_state: HardState | None) -> None:
+        """Become the snapshot: tables and log are replaced in one transaction; node id, term and vote stay this node's own."""
+        self._mark.go_back(head.index)
+        with _sqlite_errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            for table in ("journal", *TABLES):
+                self._db.execute(f"DELETE FROM {table}")
+            for table in TABLES:
+                self._crcs[table].clear()
+                self._sums[table] = 0
+            self._pins.clear()
+            for row in rows:
+                keys = TABLES[row.table].key_columns
+                self._put_row(row.table, row.values[:keys], (*row.values[keys:], *map(bytes, row.bodies)))
+            meta: dict[str, Any] = {
+                "base_idx": head.index, "base_term": head.term, "base_at_ms": head.at_ms, "base_chain": head.chain,
+                "configuration": configuration_text(head.configuration), "commit_idx": head.index, "clean_idx": None,
+                **self._checkpoint_meta(Checkpoint({}, head.index, head.term, head.at_ms, head.state_hash)),
+            }
+            if hard_state is not None:
+                meta |= {"term": hard_state.term, "voted_for": hard_state.voted_for}
+            self._write_meta(meta)
+            self._db.execute("COMMIT")
+        self.commits += 1
+        self._last_index, self._chain, self._log_bytes = head.index, head.chain, 0
+        self._mark.move(self._last_index, ballot_of(self._meta), self._chain)
+
+    @property
+    def base_index(self) -> int:
+        """The last entry that was compacted away."""
+        base: int = self._meta["base_idx"]
+        return base
 
     def checkpoint_wal(self) -> None:
         """Copy the write-ahead log back into the file, as far as no reader needs it."""

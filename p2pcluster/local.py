@@ -26,8 +26,9 @@ from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.executor import Executor, Send, Spec, Start, ToLeader
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import Grant, Node, Session, grant_message, is_over
+from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, Session, grant_message, is_over
 from p2pcluster.core.queues import State
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
 from p2pcluster.errors import ClusterError, WrongUsage
@@ -164,7 +165,7 @@ class _Run:
         self._now_ms = 0
         self._heard: deque[tuple[int, Message]] = deque()
         self._processes: dict[int, Any] = {}
-        self._node = Node("local", "boot", "local", Random(0), HardState(), Log(), State(), 0, 0, {})
+        self._node = Node("local", Random(0), HardState(), Log(), State(), Configuration(("local",)), 0, 0)
         self._executor = Executor("local")
 
     def context(self, stage: str, queue: str | None) -> contexts.Context:
@@ -175,9 +176,12 @@ class _Run:
         self._heard.append((key, message))
 
     def to_end(self) -> LocalRun:
-        self._node.open_session(Session("local", "node", "local", "boot", "local", {"slots": 1}))
+        while not self._node.is_serving:
+            self._tick()
+        self._node.open_session(Session(LOCAL_SESSION, "node", "local", "boot", "local", {"slots": 1}))
         self._node.open_session(Session("user", "client", "user", "boot", "user"))
-        self._tick()
+        self._executor.on_new_leader({}, self._now_ms)
+        self._pump()
         self._start()
         while not is_over(self._node.state.pipelines[self.pipeline.name]):
             self._tick()
@@ -235,7 +239,7 @@ class _Run:
         actions = self._executor.take_actions()
         for action in actions:
             if isinstance(action, ToLeader):
-                self._node.step("local", action.message, self._now_ms)
+                self._node.step(LOCAL_SESSION, action.message, self._now_ms)
             elif isinstance(action, Start):
                 self._start_process(action.key, action.spec)
             elif isinstance(action, Send):
@@ -266,7 +270,7 @@ class _Run:
         sent = self._node.take_outbox()
         for session, item in sent:
             message = grant_message(item, [chunk.slice(lo, hi) for chunk, lo, hi in item.pieces]) if isinstance(item, Grant) else item
-            if session == "local":
+            if session == LOCAL_SESSION:
                 self._executor.on_leader(message, self._now_ms)
             elif message.fields.get("result") == "refused":
                 raise ClusterError(f"{message.fields['kind']} was refused ({message.fields.get('code')})")

@@ -28,7 +28,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "release": {"queue": (str,), "ranges": (list,), "fence": (list,)},
     "fail": {"queue": (str,), "id": (int,), "fence": (list,), "error": (dict,), "delay_ms": (int,)},
     "due": {"queue": (str,), "ids": (list,)},
-    "session_end": {"node": (str,), "boot": (str,), "ran": (dict,), "error": (dict,), "delay_ms": (int,)},
+    "session_end": {"node": (str,), "boot": (str,), "ran": (dict, type(None)), "error": (dict,), "delay_ms": (int,)},
     "retry": {"queue": (str,), "ids": (list, type(None))},
     "discard": {"queue": (str,), "ids": (list, type(None))},
     "bundle_part": {"version": (str,), "part": (int,), "parts": (int,)},
@@ -141,8 +141,9 @@ def fail(queue: str, item_id: int, fence: Fence, error: dict[str, Any], delay_ms
     return Message("fail", {"queue": queue, "id": item_id, "fence": list(fence), "error": error, "delay_ms": delay_ms})
 
 
-def session_end(node: str, boot: str, ran: dict[str, list[int]], error: dict[str, Any], delay_ms: int) -> Message:
-    """A session is over: its leases go back, and the items in `ran` (by queue) count a delivery."""
+def session_end(node: str, boot: str, ran: dict[str, list[int]] | None, error: dict[str, Any], delay_ms: int) -> Message:
+    """A session is over: its leases go back, and the items in `ran` (by queue) count a delivery. None: nobody can say what ran, so all
+    count, but only an item that was leased alone can be parked for it."""
     return Message("session_end", {"node": node, "boot": boot, "ran": ran, "error": error, "delay_ms": delay_ms})
 
 
@@ -267,7 +268,7 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "ports": _are_ports,
     "source": _is_source,
     "manifest": _is_manifest,
-    "ran": lambda ran: all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
+    "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }
 

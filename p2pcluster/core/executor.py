@@ -189,13 +189,17 @@ class ToLeader(NamedTuple):
     message: Message
 
 
+class Settled(NamedTuple):
+    """What ran when this node died the last time is counted in the log."""
+
+
 class Say(NamedTuple):
     """A line for people."""
 
     text: str
 
 
-Action = Start | Send | Kill | ToLeader | Say
+Action = Start | Send | Kill | ToLeader | Settled | Say
 
 
 class Executor:
@@ -212,7 +216,7 @@ class Executor:
         self._on_done: dict[str, tuple[int, int, int]] = {}
         self._actions: list[Action] = []
         self._next_key = self._next_work = self._next_request = 1
-        self._waiting: dict[int, Process] = {}
+        self._unanswered: dict[int, tuple[Message, Process | None]] = {}
         self._windows: dict[str, int] = {}
         self._stats: dict[str, Any] = {}
         self._now_ms = 0
@@ -223,14 +227,45 @@ class Executor:
 
     # ---- from the leader
 
+    def on_new_leader(self, ran_before: dict[str, dict[str, list[int]]], now_ms: int) -> None:
+        """Somebody leads whom this machine has not spoken to: say what is held here, then again all that was not answered.
+
+        `ran_before`: by former boot of this node and queue, the items that were running when it died.
+        """
+        self._now_ms = now_ms
+        self._windows, self._stats = {}, {}
+        self._actions = [action for action in self._actions if not isinstance(action, ToLeader)]
+        sources = [process.assigned.fields["producer"] for process in self.processes.values() if process.assigned is not None]
+        sources += [message.fields["producer"] for message in self._assigned.values()]
+        self._tell(Message("report", {"held": self._held(), "sources": sorted(set(sources)), "ran_before": ran_before}))
+        for message, _ in self._unanswered.values():
+            self._tell(message)
+        self._update_window()
+        self._report_stats()
+
+    def _held(self) -> dict[str, list[list[Any]]]:
+        """By queue, what this machine holds of it, as [lo, hi, the take's number]."""
+        held: dict[str, list[list[Any]]] = {}
+        for stage in self.stages.values():
+            slices = [*stage.buffer]
+            for process in self.processes.values():
+                if process.spec.role == "stage" and _full(process.spec) == stage.name:
+                    slices += [part for work in process.works for part in work.rest(work.reported)]
+            if slices:
+                held[stage.queue] = [[part.lo, part.hi, part.fence.seq] for part in slices]
+        return held
+
     def on_leader(self, message: Message, now_ms: int) -> None:
         """A message of the leader."""
         self._now_ms = now_ms
         handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
-                   "reply": self._on_reply}.get(message.kind)
+                   "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
         if handler is None:
             raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
         handler(message)
+
+    def _on_reported(self, message: Message) -> None:
+        self._actions.append(Settled())
 
     def _on_plan(self, message: Message) -> None:
         self._pipelines = message.fields["pipelines"]
@@ -261,7 +296,7 @@ class Executor:
         fence = Fence(*message.fields["fence"])
         if stage is None:
             ranges = [(lo, hi) for lo, hi, _, _ in message.fields["pieces"]]
-            self._tell(commands.release(message.fields["queue"], ranges, fence))
+            self._ask(commands.release(message.fields["queue"], ranges, fence))
             return
         for at, (lo, hi, run, keys) in enumerate(message.fields["pieces"]):
             lengths, body = message.blobs[2 * at], message.blobs[2 * at + 1]
@@ -275,8 +310,10 @@ class Executor:
         self._settle()
 
     def _on_reply(self, message: Message) -> None:
-        process = self._waiting.pop(message.fields["req"], None)
-        if process is None or process.spec.role != "source" or process.key not in self.processes:
+        if message.fields["result"] == "error":
+            return  # nobody leads there: it is asked again of whoever does next
+        _, process = self._unanswered.pop(message.fields["req"], (None, None))
+        if process is None or process.key not in self.processes:
             return
         if message.fields["result"] in ("ok", "already"):
             while process.unacked and process.unacked[0][0] <= message.fields["seq"]:
@@ -293,7 +330,7 @@ class Executor:
             self._actions.append(Kill(process.key))
 
     def _send_again(self, process: Process, seq: int) -> None:
-        if any(held is process for held in self._waiting.values()):
+        if any(asker is process for _, asker in self._unanswered.values()):
             return
         for number, put in process.unacked:
             if number > seq:
@@ -324,7 +361,7 @@ class Executor:
         stage.crashes, stage.trouble = 0, None
         ports = [_addressed(port, stage.ports) for port in message.fields["ports"]]
         ranges = [list(found) for found in work.ranges(start, start + count)]
-        self._tell(Message("done", {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}, message.blobs))
+        self._ask(Message("done", {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}, message.blobs))
         self._after_report(process, work, stage)
 
     def _on_process_failed(self, process: Process, message: Message) -> None:
@@ -404,7 +441,8 @@ class Executor:
         """A process is gone: `how` it ended, the item that was `running` (0 for none), its last stderr lines."""
         self._now_ms = now_ms
         process = self.processes.pop(key)
-        self._waiting = {request: held for request, held in self._waiting.items() if held is not process}
+        if process.spec.role == "source":  # whoever comes after it learns from the log where it stood
+            self._unanswered = {request: held for request, held in self._unanswered.items() if held[1] is not process}
         {"stage": self._stage_exit, "source": self._source_exit, "on_done": self._on_done_exit}[process.spec.role](
             process, how, running, stderr)
         self._settle()
@@ -462,7 +500,7 @@ class Executor:
         spec = process.spec
         tries = self._on_done.get(spec.pipeline, (spec.run, 0, 0))[1] + 1
         if how == "ended" and process.finished:
-            self._tell(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
+            self._ask(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
             self._on_done[spec.pipeline] = (spec.run, config.ON_DONE_TRIES, 0)
             return
         if process.stopping:
@@ -471,7 +509,7 @@ class Executor:
         self._alarm(spec, f"on_done of {spec.pipeline} failed: {text}")
         self._on_done[spec.pipeline] = (spec.run, tries, self._now_ms + int(1000 * config.RESTART_BACKOFF_S * 2.0**tries))
         if tries >= config.ON_DONE_TRIES:
-            self._tell(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
+            self._ask(Message("on_done_ran", {"pipeline": spec.pipeline, "run": spec.run}))
 
     def tick(self, now_ms: int, positions: dict[int, tuple[int, int]]) -> None:
         """Time has passed. `positions`: of each process the number of its work and the item that runs."""
@@ -533,7 +571,7 @@ class Executor:
 
     def _give_back(self, stage: StageWork) -> None:
         for part in stage.buffer:
-            self._tell(commands.release(stage.queue, [(part.lo, part.hi)], part.fence))
+            self._ask(commands.release(stage.queue, [(part.lo, part.hi)], part.fence))
         stage.buffer.clear()
         stage.deliveries.clear()
 
@@ -631,7 +669,7 @@ class Executor:
         fence = work.fence_of(item_id)
         assert fence is not None, "an item that failed is of its work"
         full = {**error, "stage": stage.name, "node": self.node_name, "version": self._version(stage)}
-        self._tell(commands.fail(stage.queue, item_id, fence, full, 0))
+        self._ask(commands.fail(stage.queue, item_id, fence, full, 0))
 
     def _version(self, stage: StageWork) -> str:
         return str(self._pipelines[stage.name.partition("/")[0]]["version"])
@@ -646,11 +684,13 @@ class Executor:
     def _tell(self, message: Message) -> None:
         self._actions.append(ToLeader(message))
 
-    def _ask(self, message: Message, process: Process) -> None:
+    def _ask(self, message: Message, process: Process | None = None) -> None:
+        """Say what must not be lost: it is kept until it is answered. `process` is the source that waits for the answer."""
         request = self._next_request
         self._next_request += 1
-        self._waiting[request] = process
-        self._tell(message._replace(fields={**message.fields, "req": request}))
+        asked = message._replace(fields={**message.fields, "req": request})
+        self._unanswered[request] = (asked, process)
+        self._tell(asked)
 
     def _say(self, text: str) -> None:
         self._actions.append(Say(text))

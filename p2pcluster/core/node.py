@@ -16,21 +16,27 @@ from typing import Any
 from p2pcluster import config
 from p2pcluster.core import commands, status
 from p2pcluster.core.codec import Buffer, Message, encode
-from p2pcluster.core.log import COMMANDS, Entry, Log
+from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
+from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import Load, plan_processes
 from p2pcluster.core.queues import Chunk, Outcome, PipelineState, QueueState, State, shards_of
 from p2pcluster.core.quorum import Configuration
-from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Role
+from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet
 from p2pcluster.errors import RemoteProtocolError
 
 REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
 DUE_INTERVAL_MS = 50  # how late a retry may be
 LOST_SESSION_MS = config.SESSION_TIMEOUT_MS
+CAUGHT_UP_ENTRIES = 64  # behind the commit index; a busy follower is always a little behind
+LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are a little behind; four times that for slower ones
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
-_NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "member"})
+_NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
 _CLIENT_COMMANDS = frozenset({"put", "done", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"})
+
+
+LOCAL_SESSION = "local"  # of the machine's own executor, whose messages are not looked at twice
 
 
 @dataclass(slots=True)
@@ -43,6 +49,7 @@ class Session:
     boot: str
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    has_reported: bool = False
     windows: dict[str, int] = field(default_factory=dict)
     take_requests: dict[str, int] = field(default_factory=dict)
     service_us: dict[str, float] = field(default_factory=dict)
@@ -68,16 +75,22 @@ class Grant:
 class NodeReady:
     """What the shell does now, in this order: write and fsync, then send; `Node.advance` applies and fills the outbox."""
 
-    raft: Any
-    hard_state: HardState | None
-    entries: tuple[Entry, ...]
-    commit_index: int
+    raft: Ready
+    configuration: Configuration
+
     sole_voter: bool
-    notes: tuple[Note, ...]
 
     @property
     def needs_write(self) -> bool:
-        return bool(self.entries) or self.hard_state is not None
+        return self.raft.needs_persist
+
+
+@dataclass(frozen=True, slots=True)
+class ToPeer:
+    """A Raft message for another node; votes may go by UDP as well."""
+
+    peer: str
+    message: RaftMessage
 
 
 Sent = tuple[str, "Message | Grant"]
@@ -86,22 +99,21 @@ Sent = tuple[str, "Message | Grant"]
 class Node:
     """One node; see the module. `boot` is new at each start of the process."""
 
-    def __init__(self, node_id: str, boot: str, name: str, random: Random, hard_state: HardState, log: Log, state: State,
-                 commit_index: int, now_ms: int, ran_before: dict[str, dict[str, list[int]]]) -> None:
-        """`ran_before`: by former boot of this node and queue, the items that were running when it died."""
+    def __init__(self, node_id: str, random: Random, hard_state: HardState, log: Log, state: State, configuration: Configuration,
+                 commit_index: int, now_ms: int, generation: int = 0) -> None:
+        """`configuration` is the one in force at `commit_index`, empty on a node that has not joined."""
         self.id = node_id
-        self.boot = boot
-        self.name = name
         self.state = state
-        self.raft = Raft(RaftSettings(node_id), random, hard_state, log, Configuration((node_id,), (), ()), commit_index, now_ms)
+        self.raft = Raft(RaftSettings(node_id, generation), random, hard_state, log, configuration, commit_index, now_ms)
+        self.applied_configuration = configuration
         self.sessions: dict[str, Session] = {}
         self.notes: list[Note] = []
         self.alarms: dict[str, str] = {}
         self.rates = status.Rates()
         self._random = random
-        self._ran_before = ran_before
         self._now_ms = now_ms
         self._outbox: list[Sent] = []
+        self._peer_outbox: list[ToPeer] = []
         self._pending: deque[tuple[Message, Any]] = deque()
         self._propose_by_ms: int | None = None
         self._out: NodeReady | None = None
@@ -114,6 +126,8 @@ class Node:
         self._owners: dict[str, str] = {}
         self._waiters: list[tuple[str, int, str, int]] = []
         self._lost: dict[tuple[str, str], int] = {}
+        self._stable_since_ms: dict[str, int] = {}
+        self._is_leaving: set[str] = set()
         self._next_due_ms = self._next_plan_ms = 0
         self._take_count = 0
 
@@ -125,11 +139,6 @@ class Node:
         return self._serving
 
     @property
-    def is_settled(self) -> bool:
-        """Whether what sessions of former boots left behind is in the log."""
-        return self._serving and not self._lost and not self._pending and self._out is None
-
-    @property
     def has_work(self) -> bool:
         """Whether anything moves: a busy node looks at the clock more often."""
         return bool(self._pending) or any(p.state == "running" for p in self.state.pipelines.values())
@@ -138,7 +147,7 @@ class Node:
         """Time has passed: elections, retries that are due, plans, sessions that stay away."""
         self._now_ms = max(self._now_ms, now_ms)
         self.raft.tick(now_ms)
-        if not self._serving:
+        if not self._check_serving():
             return
         if now_ms >= self._next_due_ms:
             self._next_due_ms = now_ms + DUE_INTERVAL_MS
@@ -171,10 +180,10 @@ class Node:
     def step(self, session_id: str, message: Message, now_ms: int) -> None:
         """A session says something. Raises `RemoteProtocolError` where that is no message of the protocol."""
         self._now_ms = max(self._now_ms, now_ms)
-        session = self.sessions[session_id]
         if not self._serving:
-            self._reply(session_id, message, "error", code="no_leader", text="this node does not lead yet; ask again")
+            self._reply(session_id, message, "error", code="no_leader", text="this node does not lead; ask again")
             return
+        session = self.sessions[session_id]
         allowed = _NODE_COMMANDS if session.kind == "node" else _CLIENT_COMMANDS
         if message.kind in allowed:
             self._on_command(session, message)
@@ -184,10 +193,21 @@ class Node:
             raise RemoteProtocolError(f"a {session.kind} does not send {message.kind!r}")
         handler(session, message)
 
+    def step_raft(self, message: RaftMessage, now_ms: int) -> None:
+        """Another node's Raft message. Raises `RemoteProtocolError` when no correct node can have sent it."""
+        self._now_ms = max(self._now_ms, now_ms)
+        self.raft.step(message, now_ms)
+        self._check_serving()
+
     def take_outbox(self) -> list[Sent]:
-        """What is to be sent, in order; empty afterwards."""
+        """What is to be sent to sessions, in order; empty afterwards."""
         sent, self._outbox = self._outbox, []
         return sent
+
+    def take_peer_outbox(self) -> list[ToPeer]:
+        """What is to be sent to other nodes, in order; empty afterwards."""
+        sent, self._peer_outbox = self._peer_outbox, []
+        return sent + [ToPeer(message.to, message) for message in self.raft.take_urgent()]
 
     # ---- the log
 
@@ -197,22 +217,33 @@ class Node:
 
     def ready(self) -> NodeReady:
         """The next thing to write and send; only one is out at a time."""
-        ready = self.raft.ready()
-        sole = self.raft.configuration.is_sole_voter(self.id)
-        self._out = NodeReady(ready, ready.hard_state, tuple(ready.entries), ready.commit_index, sole, tuple(ready.notes))
+        sole_voter = self.raft.role is Role.LEADER and self.raft.configuration.is_sole_voter(self.id)
+        self._out = NodeReady(self.raft.ready(), self.raft.configuration, sole_voter)
         return self._out
 
     def advance(self, ready: NodeReady) -> None:
         """`ready` is durable and sent: apply what is committed."""
         assert ready is self._out, "only the one that is out can be advanced"
         self._out = None
+        self._peer_outbox += [ToPeer(message.to, message) for message in ready.raft.messages]
         for entry in ready.raft.committed:
             self._apply(entry)
         self.raft.advance(ready.raft)
-        self.notes += ready.notes
+        self.notes += ready.raft.notes
+        self._check_serving()
         if ready.raft.committed:
-            self.raft.log.release_through(self.raft.applied_index)
+            self._release_log()
             self._after_apply()
+
+    def _release_log(self) -> None:
+        """Entries stay in memory a little while for followers that are about to ask for them."""
+        log = self.raft.log
+        if len(self.raft.configuration.members) < 2:
+            self.raft.release_through(self.raft.applied_index)
+        elif log.memory_bytes > LOG_MEMORY_BYTES_MAX:
+            slowest = min((p.match_index for p in self.raft.peers() if p.is_connected), default=self.raft.applied_index)
+            far = log.memory_bytes > 4 * LOG_MEMORY_BYTES_MAX
+            self.raft.release_through(max(log.floor_index, self.raft.applied_index if far else min(self.raft.applied_index, slowest)))
 
     def _propose(self, command: Message, token: Any = None, delay_ms: int = 0) -> None:
         """Have a command in the next entry; `token` is a method and its arguments behind the outcome. With `delay_ms` nobody waits."""
@@ -244,8 +275,8 @@ class Node:
         tokens = self._tokens.pop(entry.index, None)
         if entry.kind != COMMANDS:
             self.state.skip(entry.index, entry.term, entry.at_ms)
-            if entry.term == self.raft.term and self.raft.role is Role.LEADER and not self._serving:
-                self._begin_serving()
+            if entry.kind == CONFIG:
+                self.applied_configuration = decode_configuration(entry.body)
             return
         outcomes = self.state.apply(entry.index, entry.term, entry.at_ms, entry.body)
         for outcome, token in zip(outcomes, tokens or [None] * len(outcomes), strict=True):
@@ -261,22 +292,43 @@ class Node:
 
     # ---- leading
 
+    def _check_serving(self) -> bool:
+        """Begin to serve, or end it, as Raft says: a leader serves once it has applied all that was committed before its term."""
+        leads = self.raft.has_committed_in_term and (self._serving or self.raft.applied_index == self.raft.commit_index)
+        if leads and not self._serving:
+            self._begin_serving()
+        elif self._serving and not leads:
+            self._end_serving()
+        return self._serving
+
+    def _end_serving(self) -> None:
+        """Another node may lead: whatever was promised and is not in the log is not known to be so. Sessions ask the next leader."""
+        self._serving = False
+        self.sessions.clear()
+        self._outbox.clear()
+        self._pending.clear()
+        self._tokens.clear()
+        self._promised.clear()
+        self._held.clear()
+        self._coming.clear()
+        self._owners.clear()
+        self._waiters.clear()
+        self._lost.clear()
+        self._stable_since_ms.clear()
+        self._propose_by_ms = None
+
     def _begin_serving(self) -> None:
         self._serving = True
+        self._next_plan_ms = 0
         self._old_below = {name: queue.next_id for name, queue in self.state.queues.items()}
         for queue in self.state.queues.values():
             for node, boot in queue.leases.held_by:
-                if node == self.id and boot != self.boot:
-                    self._lost.setdefault((node, boot), self._now_ms)
-                elif not self._session_of(node, boot):
-                    self._lost.setdefault((node, boot), self._now_ms + LOST_SESSION_MS)
-        self._end_lost_sessions()
-        for session in self.sessions.values():
-            if session.kind == "node":
-                self._welcome(session)
+                self._lost.setdefault((node, boot), self._now_ms + LOST_SESSION_MS)
 
     def _welcome(self, session: Session) -> None:
-        self._propose(Message("member", {"node": session.node, "name": session.name, "facts": session.facts}))
+        member = {"name": session.name, "facts": session.facts}
+        if self.state.members.get(session.node) != member:
+            self._propose(Message("member", {"node": session.node, **member}))
         self._next_plan_ms = 0
 
     def _session_of(self, node: str, boot: str) -> Session | None:
@@ -289,10 +341,15 @@ class Node:
         for (node, boot), due_ms in list(self._lost.items()):
             if due_ms > self._now_ms:
                 continue
-            del self._lost[(node, boot)]
-            ran = self._ran_before.get(boot, {}) if node == self.id else {}
-            error = {"type": "NodeDied", "text": f"node {self.name} died while this item ran", "traceback": None}
-            self._propose(commands.session_end(node, boot, ran, error, 0))
+            self._end_session(node, boot, None)
+
+    def _end_session(self, node: str, boot: str, ran: dict[str, list[int]] | None) -> None:
+        """`ran`: what was running by queue; None when nobody can say, because the machine is gone."""
+        self._lost.pop((node, boot), None)
+        name = self.state.members.get(node, {}).get("name", node)
+        error = {"type": "NodeDied", "text": f"node {name} died while this item ran", "traceback": None, "node": name}
+        is_client = node not in self.state.members
+        self._propose(commands.session_end(node, boot, {} if is_client else ran, error, 0))
 
     def _propose_due(self) -> None:
         now = self.raft.cluster_time_ms(self._now_ms)
@@ -305,7 +362,7 @@ class Node:
     # ---- commands of sessions
 
     def _on_command(self, session: Session, message: Message) -> None:
-        if session.kind == "client":
+        if session.id != LOCAL_SESSION:
             commands.check(message)
         if message.kind == "put":
             self._on_put(session, message)
@@ -454,6 +511,41 @@ class Node:
 
     # ---- what nodes say
 
+    def _on_node_report(self, session: Session, message: Message) -> None:
+        """What a node holds, the first thing that it says to a leader. Leases that it does not know of go back; what it holds beyond
+        its leases (their records were lost with the former leader) is leased again, as far as nobody else has it."""
+        for boot, ran in message.fields["ran_before"].items():
+            self._end_session(session.node, boot, ran)
+        for node, boot in list(self._lost):
+            if node == session.node and boot != session.boot:
+                self._end_session(node, boot, {})
+        for key in message.fields["sources"]:
+            self._owners[key] = session.id
+        for name, queue in self.state.queues.items():
+            self._settle_leases(session, queue, message.fields["held"].get(name, []))
+        session.has_reported = True
+        self._next_plan_ms = 0
+        if message.fields["ran_before"]:
+            self._pending[-1] = (self._pending[-1][0], (self._on_reported, session.id))
+
+    def _on_reported(self, outcome: Outcome, session_id: str) -> None:
+        """What ran when the node died is counted: it may forget."""
+        if session_id in self.sessions:
+            self._outbox.append((session_id, Message("reported", {})))
+
+    def _settle_leases(self, session: Session, queue: QueueState, held: list[list[Any]]) -> None:
+        known = RangeSet((lo, hi) for lo, hi, _ in held)
+        for lo, hi, fence in queue.leases.of_session(session.node, session.boot):
+            unknown = RangeSet([(lo, hi)])
+            for a, b in known.overlap(lo, hi):
+                unknown.remove(a, b)
+            if unknown:
+                self._propose(commands.release(queue.name, list(unknown), fence))
+        for lo, hi, seq in held:
+            ready = queue.ready.overlap(lo, hi)
+            if ready:
+                self._propose(commands.take(queue.name, ready, Fence(session.node, session.boot, seq)))
+
     def _on_node_window(self, session: Session, message: Message) -> None:
         session.windows = {str(name): int(count) for name, count in message.fields["queues"].items()}
         self._dispatch()
@@ -482,7 +574,7 @@ class Node:
     def _replan(self) -> None:
         self._next_plan_ms = self._now_ms + REPLAN_INTERVAL_MS
         self.rates.sample(self.state, self._now_ms)
-        nodes = [session for session in self.sessions.values() if session.kind == "node"]
+        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported]
         loads = self._loads(nodes)
         plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes}, loads,
                               {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
@@ -493,6 +585,7 @@ class Node:
                 self._outbox.append((session.id, Message("plan", new)))
         self._assign_sources()
         self._forget_old_producers()
+        self._maybe_change_configuration()
 
     def _loads(self, nodes: list[Session]) -> list[Load]:
         loads = []
@@ -520,7 +613,7 @@ class Node:
         return {"pipelines": pipelines, "processes": processes}
 
     def _assign_sources(self) -> None:
-        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.planned]
+        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported and session.planned]
         if not nodes:
             return
         for pipeline in self.state.pipelines.values():
@@ -550,6 +643,25 @@ class Node:
         blobs = () if outcome.cursor is None else (outcome.cursor,)
         fields = {"pipeline": pipeline, "stage": stage, "shard": shard, **outcome.fields}
         self._outbox.append((session_id, Message("assigned", fields, blobs)))
+
+    def _maybe_change_configuration(self) -> None:
+        """One step towards the voters and standbys that the members should be."""
+        if not self.raft.can_change_configuration:
+            return
+        peers = {peer.node_id: peer for peer in self.raft.peers()}
+        connected = {session.node for session in self.sessions.values() if session.kind == "node"}
+        for node in connected:
+            peer = peers.get(node)
+            caught_up = node == self.id or (peer is not None and peer.match_index >= self.raft.commit_index - CAUGHT_UP_ENTRIES)
+            if caught_up:
+                self._stable_since_ms.setdefault(node, self._now_ms)
+            else:
+                self._stable_since_ms.pop(node, None)
+        for node in set(self._stable_since_ms) - connected:
+            del self._stable_since_ms[node]
+        following = next_configuration(self.raft.configuration, self.id, sorted(self.state.members), connected, self._stable_since_ms, self._now_ms)
+        if following is not None:
+            self.raft.change_configuration(following.voters, following.learners, self.raft.cluster_time_ms(self._now_ms))
 
     def _forget_old_producers(self) -> None:
         horizon = self.raft.cluster_time_ms(self._now_ms) - int(1000 * config.PRODUCER_RETENTION_S)
@@ -637,7 +749,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The object of `status --json`, less what only the shell knows."""
-        return status.status_of(self.state, self.rates, self.raft, self.id, list(self.sessions.values()),
+        return status.status_of(self.state, self.rates, self.raft, list(self.sessions.values()),
                                 self.raft.cluster_time_ms(self._now_ms), self.alarms)
 
 
@@ -685,3 +797,19 @@ def _keys(chunk: Chunk, lo: int, hi: int) -> list[str | None] | None:
         return None
     keys = commands.keys_of(chunk.keys)
     return keys[lo - chunk.first : hi - chunk.first]
+
+
+def next_configuration(configuration: Configuration, leader: str, members: list[str], connected: set[str], stable_since_ms: dict[str, int],
+                       now_ms: int) -> Configuration | None:
+    """The next step towards an odd number of voters by the number of members, and one standby; None when there is none to take."""
+    voters, learners = list(configuration.voters), list(configuration.learners)
+    wanted = 1 if len(members) < 3 else 3 if len(members) < 5 else 5
+    copies = wanted + 1
+    spare = [node for node in members if node not in voters and node not in learners and node in connected]
+    if spare and len(voters) + len(learners) < copies:
+        return Configuration(tuple(voters), (), tuple(learners + spare[:1]))
+    stable = [n for n in learners if n in stable_since_ms and now_ms - stable_since_ms[n] >= 1000 * config.PROMOTE_STABLE_S]
+    if len(voters) < wanted and len(stable) >= wanted - len(voters):
+        chosen = stable[: wanted - len(voters)]
+        return Configuration(tuple(voters + chosen), (), tuple(n for n in learners if n not in chosen))
+    return None

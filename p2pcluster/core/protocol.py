@@ -47,11 +47,17 @@ CLIENT: dict[str, Spec] = {
 }
 
 MEMBER: dict[str, Spec] = {
-    **_commands("executor", "put", "done", "fail", "release", "on_done_ran"),
+    **_commands("executor", "put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"),
+    "hello": Spec("node", {"cluster_id": _TEXT_OR_NONE, "leader": _TEXT_OR_NONE, "leader_address": _TEXT_OR_NONE, "term": _NUMBER}),
+    "snapshot_slice": Spec("node", {"snapshot_id": _TEXT, "offset": _NUMBER, "total": _NUMBER}),
+    "join": Spec("executor", {"boot": _TEXT, "name": _TEXT, "facts": (dict,)}),
+    "report": Spec("executor", {"held": (dict,), "sources": (list,), "ran_before": (dict,)}),
     "window": Spec("executor", {"queues": (dict,)}),
     "stats": Spec("executor", {"running": (dict,), "service_us": (dict,), "troubles": (dict,)}),
     "source_lost": Spec("executor", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER}),
     "alarm": Spec("executor", {"key": _TEXT, "text": _TEXT}),
+    "reported": Spec("leader", {}),
+    "stop": Spec("leader", {}),
     "plan": Spec("leader", {"pipelines": (dict,), "processes": (dict,)}),
     "grant": Spec("leader", {"queue": _TEXT, "fence": (list,), "deliveries": (dict,), "pieces": (list,)}),
     "assigned": Spec("leader", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER, "producer": _TEXT, "epoch": _NUMBER, "seq": _NUMBER,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -642,8 +643,9 @@ class State:
         node, boot = message.fields["node"], message.fields["boot"]
         released = counted = 0
         for name, queue in self.queues.items():
-            ran = set(message.fields["ran"].get(name, ()))
-            for lo, hi, _ in queue.leases.of_session(node, boot):
+            leases = queue.leases.of_session(node, boot)
+            ran = self._ran_in(queue, leases, message.fields["ran"])
+            for lo, hi, _ in leases:
                 for item_id in sorted(i for i in ran if lo <= i < hi):
                     self._count_delivery(queue, item_id, message.fields["error"], message.fields["delay_ms"], context)
                     counted += 1
@@ -651,6 +653,20 @@ class State:
         for name in list(self.pipelines):
             self._maybe_done(name, context)
         return Outcome("session_end", "ok", {"released": released, "counted": counted})
+
+    def _ran_in(self, queue: QueueState, leases: list[tuple[int, int, Fence]], ran: dict[str, list[int]] | None) -> set[int]:
+        """Which leased items count a delivery. Where nobody can say what ran, all do that are not on their last one, and those that
+        are if they were leased alone."""
+        if ran is not None:
+            return set(ran.get(queue.name, ()))
+        sizes = Counter[Fence]()
+        for lo, hi, fence in leases:
+            sizes[fence] += hi - lo
+        retries = self.retries(queue)
+        return {
+            item_id for lo, hi, fence in leases for item_id in range(lo, hi)
+            if sizes[fence] == 1 or queue.deliveries.get(item_id, 0) < retries
+        }
 
     # ---- parked
 

@@ -40,14 +40,14 @@ class Rates:
         return tuple(1000.0 * (b - a) / (t1 - t0) for a, b in zip(before, new[queue], strict=True))  # type: ignore[return-value]
 
 
-def status_of(state: State, rates: Rates, raft: Raft, node_id: str, sessions: list[Session],
+def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
               now_ms: int, alarms: dict[str, str]) -> dict[str, Any]:
     """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name)."""
     nodes = [session for session in sessions if session.kind == "node"]
     return {
         "cluster": {"id": None, "name": None, "term": raft.term, "commit_index": raft.commit_index},
         "leader": {"id": raft.leader_id, "name": None, "address": None},
-        "nodes": [_node(session, node_id, raft) for session in nodes],
+        "nodes": [_node(session, raft) for session in nodes],
         "pipelines": [
             {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": p.state}
             for p in state.pipelines.values()
@@ -58,8 +58,10 @@ def status_of(state: State, rates: Rates, raft: Raft, node_id: str, sessions: li
     }
 
 
-def _node(session: Session, leader_id: str, raft: Raft) -> dict[str, Any]:
-    role = "leader" if session.node == raft.leader_id else "worker"
+def _node(session: Session, raft: Raft) -> dict[str, Any]:
+    configuration = raft.configuration
+    role = "leader" if session.node == raft.leader_id else "voter" if configuration.is_voter(session.node) else (
+        "standby" if session.node in configuration.learners else "worker")
     return {"id": session.node, "name": session.name, "role": role, "address": session.facts.get("address"), "alive": True,
             "slots": session.facts.get("slots"), "facts": session.facts}
 
