@@ -167,7 +167,7 @@ def _with_verb(argv: list[str]) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from p2pcluster.daemon import Offer
+    from p2pcluster.offering import Offer
 
     project = bundle.find_project(args.target, Path.cwd())
     options = _options(args, project.folder if project else None)
@@ -175,7 +175,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from p2pcluster.daemon import Offer
+    from p2pcluster.offering import Offer
 
     folder = Path(__file__).parent / "examples" / "census"
     options = resolve_options({name: getattr(args, name, None) for name in config.OPTION_NAMES}, os.environ, {})
@@ -208,7 +208,7 @@ def _params(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    from p2pcluster.daemon import deploy_messages
+    from p2pcluster.offering import deploy_messages
     from p2pcluster.process import read_manifest, refusal
 
     project = bundle.find_project(args.target, Path.cwd())

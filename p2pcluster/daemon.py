@@ -32,7 +32,7 @@ from p2pcluster.core.executor import Executor, Kill, Say, Send, Settled, Start, 
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.core.log import CONFIG, Log
 from p2pcluster.core.messages import decode_configuration
-from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message, is_over
+from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message
 from p2pcluster.core.queues import Chunk, State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Ready
@@ -42,6 +42,7 @@ from p2pcluster.errors import ClusterError, HomeError, JournalError, ProtocolErr
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write, checkpoint_of
 from p2pcluster.neighbours import Neighbours, session_of
+from p2pcluster.offering import Offer, Offering
 from p2pcluster.peers import Events, Peers
 from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 
@@ -53,16 +54,6 @@ IDLE_TICK_S = 0.1
 COMPACT_BYTES = 1 << 20  # copied in one slice, or a fourth of what is deleted
 WAL_BUSY_BYTES = config.WAL_BYTES_MAX // 2  # copied back while work goes on, which then waits for it ...
 WAL_IDLE_BYTES = config.WAL_BYTES_MAX // 64  # ... and long before that when there is none
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What this node brings: a project's folder, and how its run is to be started. `project` is None for a pair of hands."""
-
-    project: bundle.Project | None = None
-    until_done: bool = False
-    again: bool = False
-    params: dict[str, Any] | None = None
 
 
 class Committer:
@@ -170,6 +161,8 @@ class Daemon:
         self._led_by: tuple[str, Any] | None = None
         self._founds_at_s = 0.0
         self._has_settled = False
+        self._waiting_starts: dict[str, list[Start]] = {}
+        self._fetched: dict[str, list[bytes]] = {}
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
         self._clients: dict[str, Connection] = {}
@@ -182,7 +175,7 @@ class Daemon:
         self._checkpointed_s = self._ticked_s = 0.0
         self._compacting = False
         self._in_flight: NodeReady | None = None
-        self._watched: tuple[str, int] | None = None
+        self._ends_by_s = 0.0
 
     # ---- from start to end
 
@@ -231,16 +224,19 @@ class Daemon:
         self.neighbours.node, self.neighbours.cluster_id = self.node, self.cluster_id
         for seed in self.options.seed:
             self.neighbours.target_seed(seed)
+        origin = {"node": node_id, "name": self.name, "folder": str(self.offer.project.folder) if self.offer.project else ""}
+        self._offering = Offering(self.offer, origin, self.home.bundles, self.options.verbose, self._ask, self._out)
         self.executor = Executor(self.name)
         self._processes = process.ProcessTable(self._selector, self.home.run, self.boot, self._printer, self._on_process_message,
                                                self._on_process_exit)
         self._committer = Committer(self.journal, self.wake)
         self._bodies = Bodies(self.journal)
         self.home.write_address(*self._listener.address, self.options.cluster)
-        self._founds_at_s = time.monotonic() + self._founding_window_s()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
         self._out(f"node {self.name} of cluster {self.options.cluster} at {self.address}; home {self.home.path}")
+        self._offering.prepare()
+        self._founds_at_s = time.monotonic() + self._founding_window_s()
 
     def _load_log(self, log: Log, recovered: Recovered, configuration: Configuration) -> Configuration:
         """The log as the core knows it: what is committed without its bytes, which stay in the journal. Returns the configuration in
@@ -305,8 +301,10 @@ class Daemon:
             self.neighbours.send(leader, join)
             self._out(f"node {self.name} follows {self.neighbours.connected[leader].name}")
         self.executor.on_new_leader({} if self._has_settled else process.ran_before(self.home.run, self.boot), self._now_ms())
+        for version, fetched in self._fetched.items():
+            self._to_leader(Message("bundle_get", {"version": version, "part": len(fetched)}))
         self._replies.clear()
-        self._offer_project()
+        self._offering.begin()
 
     def _on_member_message(self, node_id: str, message: Message) -> None:
         """Something for the leader's half, from another node's executor or this one's."""
@@ -316,6 +314,8 @@ class Daemon:
                 fields = message.fields
                 self.node.close_session(session)
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
+        elif message.kind == "bundle_get":
+            self._on_bundle_get(node_id, message)
         elif session in self.node.sessions:
             self.node.step(session, message, self._now_ms())
 
@@ -336,6 +336,8 @@ class Daemon:
             on_reply = self._replies.pop(request, None)
             if on_reply is not None and message.fields["result"] != "error":
                 on_reply(message.fields)
+        elif message.kind == "bundle_slice":
+            self._on_bundle_slice(message)
         elif message.kind == "stop":
             self._out("stopping: the cluster is stopped")
             self.stop(1 if self.offer.until_done else 0)
@@ -452,13 +454,18 @@ class Daemon:
         for key, mask in events:
             if isinstance(key.data, Listener):
                 self._accept(key.data.ready(key.fileobj, time.monotonic()))
-            elif key.fileobj in self._selector.get_map():
+            elif self._is_registered(key):
                 key.data(mask)
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
         self._pump()
         self._maybe_end()
+
+    def _is_registered(self, key: selectors.SelectorKey) -> bool:
+        """Whether it still is what it was when the events came: what one of them did may have closed it."""
+        now = self._selector.get_map().get(key.fd)
+        return now is not None and now.data is key.data
 
     def _timeout_s(self) -> float:
         busy = bool(self._processes.processes) or self._stopping_by_s is not None or self.node.has_work
@@ -496,7 +503,8 @@ class Daemon:
             if isinstance(action, ToLeader):
                 self._to_leader(action.message)
             elif isinstance(action, Send):
-                self._processes.send(action.key, action.message)
+                if action.message.kind != "stop" or not self._forget_start(action.key):
+                    self._processes.send(action.key, action.message)
             elif isinstance(action, Start):
                 self._start_process(action)
             elif isinstance(action, Kill):
@@ -660,29 +668,75 @@ class Daemon:
         spec = action.spec
         try:
             folder = self._folder_of(spec.version, action.project["zip_sha256"])
+            if folder is None:
+                self._fetch(action)
+                return
             out_dir = self.home.out / spec.pipeline
             out_dir.mkdir(parents=True, exist_ok=True)
             self._processes.start(action.key, spec, {
                 "folder": str(folder), "project": action.project, "run": spec.run, "stage": spec.stage, "role": spec.role,
                 "node": self.name, "params": action.params, "out_dir": str(out_dir),
                 "hash_seed": process.hash_seed(self.cluster_id, spec.pipeline, spec.run),
-                "queue": self._queue_of(spec.pipeline, spec.stage),
+                "queue": action.queue,
             })
         except (OSError, ClusterError) as error:
             self.executor.on_exit(action.key, f"could not be started ({error})", 0, [], self._now_ms())
 
-    def _queue_of(self, pipeline: str, stage: str) -> str:
-        record = self.node.state.pipelines[pipeline].stage(stage)
-        return f"{pipeline}/{record['reads']}" if record and record["reads"] else ""
-
-    def _folder_of(self, version: str, zip_sha256: str) -> Path:
-        """The unpacked project of a version; out of the journal when it is not there."""
+    def _folder_of(self, version: str, zip_sha256: str) -> Path | None:
+        """The unpacked project of a version, out of the journal when it is not there; None when this node has no copy of it."""
         folder = self.home.bundles / version
         if not folder.exists():
             parts = self.node.state.bundle_parts(version)
-            assert parts is not None, "a version is deployed once its parts are applied"
+            if parts is None:
+                return None
             bundle.unpack(self.journal.read_bundle(version, parts), zip_sha256, folder)
         return folder
+
+    def _fetch(self, action: Start) -> None:
+        """Have the project of a process that is to start come from the leader, part by part; it starts when all are here."""
+        version = action.spec.version
+        self._waiting_starts.setdefault(version, []).append(action)
+        if version not in self._fetched:
+            self._fetched[version] = []
+            self._to_leader(Message("bundle_get", {"version": version, "part": 0}))
+
+    def _on_bundle_get(self, node_id: str, message: Message) -> None:
+        version, number = message.fields["version"], message.fields["part"]
+        parts = self.node.state.bundle_parts(version)
+        if parts is None or number >= len(parts):
+            return
+        body = self.journal.read_bundle_part(version, number, parts[number])
+        self.neighbours.send(node_id, Message("bundle_slice", {"version": version, "part": number, "parts": len(parts)}, (body,)))
+
+    def _on_bundle_slice(self, message: Message) -> None:
+        version, number = message.fields["version"], message.fields["part"]
+        fetched = self._fetched.get(version)
+        if fetched is None or number != len(fetched):
+            return
+        fetched.append(bytes(message.blobs[0]))
+        if len(fetched) < message.fields["parts"]:
+            self._to_leader(Message("bundle_get", {"version": version, "part": len(fetched)}))
+            return
+        del self._fetched[version]
+        actions = self._waiting_starts.pop(version, [])
+        if not actions:
+            return
+        try:
+            bundle.unpack(b"".join(fetched), actions[0].project["zip_sha256"], self.home.bundles / version)
+        except ClusterError as error:
+            self._out(f"the project came damaged and is fetched again: {error}")
+        for action in actions:
+            self._start_process(action)
+
+    def _forget_start(self, key: int) -> bool:
+        """Whether the process waits for its project; it then never starts."""
+        for actions in self._waiting_starts.values():
+            for action in actions:
+                if action.key == key:
+                    actions.remove(action)
+                    self.executor.on_exit(key, "ended", 0, [], self._now_ms())
+                    return True
+        return False
 
     def _on_process_message(self, key: int, message: Message) -> None:
         self.executor.on_message(key, message, self._now_ms())
@@ -787,111 +841,24 @@ class Daemon:
         self._replies[request] = on_reply
         self._to_leader(message._replace(fields={**message.fields, "req": request}))
 
-    def _offer_project(self) -> None:
-        project = self.offer.project
-        if project is None:
-            self._out("no project here: this node works for the cluster's pipelines; to bring one, run it where a pipeline.py is")
-            return
-        packed = bundle.pack(project.folder, extra_excludes=project.excludes)
-        for note in packed.notes:
-            self._out(note)
-        folder = self.home.bundles / packed.version
-        bundle.unpack(packed.zip_bytes, packed.zip_sha256, folder)
-        record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
-        manifest = self._manifest(packed.version, folder, record)
-        origin = {"node": self.node_id, "name": self.name, "folder": str(project.folder)}
-        deployed = self.node.state.pipelines.get(manifest["pipeline"])
-        if deployed is not None and deployed.version != packed.version and deployed.origin != origin:
-            self._out(f"{manifest['pipeline']}: another version is deployed, from {deployed.origin.get('folder')} on "
-                      f"{deployed.origin.get('name')}; this node works for that one. To replace it: python -m p2pcluster deploy")
-            self._begin_run(manifest)
-            return
-        if deployed is not None and deployed.version == packed.version and deployed.project == record:
-            self._begin_run(manifest)
-            return
-        if deployed is not None:
-            changed = bundle.changed_files(deployed.files, packed.files)
-            self._out(f"{manifest['pipeline']}: version {packed.version[:8]} replaces {deployed.version[:8]}: {_listed(changed)}")
-        for message in deploy_messages(packed, manifest, record, origin):
-            last = message.kind == "deploy"
-            self._ask(message, (lambda fields: self._on_deployed(fields, manifest)) if last else _ignore)
-
-    def _manifest(self, version: str, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-        for pipeline in self.node.state.pipelines.values():
-            if pipeline.version == version and pipeline.project == record:
-                return pipeline.manifest
-        answer = process.read_manifest(folder, record)
-        if "error" in answer:
-            if answer["traceback"] and self.options.verbose:
-                self._out(answer["traceback"])
-            raise process.refusal(answer)
-        manifest: dict[str, Any] = answer["manifest"]
-        return manifest
-
-    def _on_deployed(self, fields: dict[str, Any], manifest: dict[str, Any]) -> None:
-        assert fields["result"] == "ok", f"deploying was refused: {fields}"
-        self._begin_run(manifest)
-
-    def _begin_run(self, manifest: dict[str, Any]) -> None:
-        pipeline = self.node.state.pipelines[manifest["pipeline"]]
-        if pipeline.state == "done" and not self.offer.again:
-            self._out(f"{pipeline.name}: run {pipeline.run} is done; --again starts the next one")
-            self._watched = (pipeline.name, pipeline.run)
-            return
-        if pipeline.state == "running":
-            self._out(f"{pipeline.name}: run {pipeline.run} goes on")
-            self._watched = (pipeline.name, pipeline.run)
-            if self.offer.params:
-                self._out(f"{pipeline.name}: --set is for a new run; run {pipeline.run} keeps the parameters that it was started with")
-            return
-        params = {**(pipeline.manifest["params"] or {}), **(self.offer.params or {})}
-        self._ask(Message("start_run", {"pipeline": pipeline.name, "params": params}),
-                  lambda fields: self._on_run_started(pipeline.name, fields))
-
-    def _on_run_started(self, name: str, fields: dict[str, Any]) -> None:
-        assert fields["result"] in ("ok", "refused"), f"starting a run failed: {fields}"
-        self._out(f"{name}: run {fields['run']} {'starts' if fields['result'] == 'ok' else 'goes on'}")
-        self._watched = (name, fields["run"])
-
     def _watch_run(self) -> None:
-        if self._watched is None or not self.offer.until_done or self._stopping_by_s is not None:
+        """End with the run, where that was asked for: the leader when all others know of it, or have had the time."""
+        if self._stopping_by_s is not None:
             return
-        name, run = self._watched
-        pipeline = self.node.state.pipelines[name]
-        if pipeline.run == run and not is_over(pipeline):
+        end = self._offering.ended(self.executor.pipelines)
+        if end is None:
             return
-        parked = self.node.state.parked_of_run(pipeline)
-        seconds = (pipeline.done_ms - pipeline.started_ms) / 1000
-        text = f"{pipeline.name}: run {pipeline.run} done in {seconds:.1f} s"
-        if parked:
-            text += f", {parked} item{'s' if parked > 1 else ''} parked: python -m p2pcluster parked list"
-        self._out(text)
-        self.stop(3 if parked else 0)
-
-
-def deploy_messages(packed: bundle.Bundle, manifest: dict[str, Any], project: dict[str, Any], origin: dict[str, Any]) -> Iterator[Message]:
-    """The commands that ship a bundle: its parts as ordinary entries, then the deploy that names them."""
-    size = config.BUNDLE_PART_BYTES
-    parts = max(1, -(-len(packed.zip_bytes) // size))
-    for part in range(parts):
-        yield Message("bundle_part", {"version": packed.version, "part": part, "parts": parts},
-                      (memoryview(packed.zip_bytes)[part * size : (part + 1) * size],))
-    yield Message("deploy", {"pipeline": manifest["pipeline"], "version": packed.version, "origin": origin, "manifest": manifest,
-                             "files": packed.files, "zip_sha256": packed.zip_sha256, "project": project})
+        self._ends_by_s = self._ends_by_s or time.monotonic() + config.DONE_ACKNOWLEDGED_S
+        if self.node.is_serving and not self.node.all_have_seen_the_end and time.monotonic() < self._ends_by_s:
+            return
+        self._out(end.text)
+        self.stop(end.exit_code)
 
 
 def open_key(options: Options) -> bytes:
     """The cluster's key, made when there is none. Raises `HomeError`."""
     keyfile = Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
     return keyfile.make()
-
-
-def _ignore(fields: dict[str, Any]) -> None:
-    assert fields["result"] in ("ok", "already"), f"a part of a bundle was refused: {fields}"
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _memory_gb() -> float | None:

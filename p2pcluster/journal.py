@@ -400,6 +400,11 @@ class Journal:
         with _sqlite_errors(self.path):
             return b"".join(read_part(self._db, self.path, version, number, part) for number, part in enumerate(parts))
 
+    def read_bundle_part(self, version: str, number: int, part: BundlePart) -> bytes:
+        """One part of a version's zip."""
+        with _sqlite_errors(self.path):
+            return read_part(self._db, self.path, version, number, part)
+
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
         """The log's entries above `after`, up to `bodies_after` without their bodies; they were checked when the journal was opened."""
         with _sqlite_errors(self.path):
@@ -507,7 +512,7 @@ class Journal:
         return TableRow("chunks", tuple(named.values()), (lengths, body))
 
     def _bundle_row(self, state: State, key: Row, values: Row) -> TableRow:
-        body = self._read_part(key[0], key[1], state.bundles[key])
+        body = self.read_bundle_part(key[0], key[1], state.bundles[key])
         parts, _, _, size, crc = values
         return TableRow("bundles", (*key, parts, 0, 0, size, crc), (body,))
 

@@ -174,6 +174,7 @@ class Start(NamedTuple):
     spec: Spec
     project: dict[str, Any]
     params: Any
+    queue: str
 
 
 class Send(NamedTuple):
@@ -210,7 +211,7 @@ class Executor:
         self.processes: dict[int, Process] = {}
         self.stages: dict[str, StageWork] = {}
         self.draining = False
-        self._pipelines: dict[str, dict[str, Any]] = {}
+        self.pipelines: dict[str, dict[str, Any]] = {}
         self._assigned: dict[tuple[str, str, int], Message] = {}
         self._source_backoff: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._on_done: dict[str, tuple[int, int, int]] = {}
@@ -268,13 +269,14 @@ class Executor:
         self._actions.append(Settled())
 
     def _on_plan(self, message: Message) -> None:
-        self._pipelines = message.fields["pipelines"]
+        self.pipelines = message.fields["pipelines"]
+        self._tell(Message("seen", {"runs": {name: p["run"] for name, p in self.pipelines.items() if p["is_over"]}}))
         counts = message.fields["processes"]
-        for name, pipeline in self._pipelines.items():
+        for name, pipeline in self.pipelines.items():
             for record in pipeline["manifest"]["stages"]:
                 if record["reads"]:
                     self._plan_stage(name, pipeline, record, counts.get(f"{name}/{record['name']}", 0))
-        planned = {f"{name}/{r['name']}" for name, p in self._pipelines.items() for r in p["manifest"]["stages"]}
+        planned = {f"{name}/{r['name']}" for name, p in self.pipelines.items() for r in p["manifest"]["stages"]}
         for stage in self.stages.values():
             if stage.name not in planned:
                 stage.desired = 0
@@ -544,14 +546,14 @@ class Executor:
         """Start what is missing, stop what is too many or of another version."""
         for stage in self.stages.values():
             self._settle_stage(stage)
-        for pipeline_name, pipeline in self._pipelines.items():
+        for pipeline_name, pipeline in self.pipelines.items():
             self._settle_on_done(pipeline_name, pipeline)
         self._settle_sources()
         self._update_window()
 
     def _settle_stage(self, stage: StageWork) -> None:
         pipeline_name, _, stage_name = stage.name.partition("/")
-        pipeline = self._pipelines.get(pipeline_name)
+        pipeline = self.pipelines.get(pipeline_name)
         mine = [p for p in self.processes.values() if p.spec.role == "stage" and _full(p.spec) == stage.name]
         wanted = stage.desired if pipeline and pipeline["state"] == "running" and not self.draining else 0
         spec = Spec(pipeline_name, pipeline["version"], pipeline["run"], stage_name, "stage") if pipeline else None
@@ -578,12 +580,12 @@ class Executor:
     def _settle_sources(self) -> None:
         running = {_source(p.spec): p for p in self.processes.values() if p.spec.role == "source"}
         for where, process in running.items():
-            pipeline = self._pipelines.get(where[0])
+            pipeline = self.pipelines.get(where[0])
             over = pipeline is None or pipeline["state"] != "running" or process.spec.run != pipeline["run"]
             if self.draining or over or (pipeline and process.spec.version != pipeline["version"]):
                 self._stop(process)
         for where, message in list(self._assigned.items()):
-            pipeline = self._pipelines.get(where[0])
+            pipeline = self.pipelines.get(where[0])
             if where in running or pipeline is None or self.draining:
                 continue
             spec = Spec(where[0], pipeline["version"], pipeline["run"], where[1], "source", where[2])
@@ -609,7 +611,9 @@ class Executor:
         self._next_key += 1
         self.processes[process.key] = process
         project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
-        self._actions.append(Start(process.key, spec, project, pipeline["params"]))
+        record = next((r for r in pipeline["manifest"]["stages"] if r["name"] == spec.stage), None)
+        queue = f"{spec.pipeline}/{record['reads']}" if record and record["reads"] else ""
+        self._actions.append(Start(process.key, spec, project, pipeline["params"], queue))
         return process
 
     def _stop(self, process: Process) -> None:
@@ -672,10 +676,10 @@ class Executor:
         self._ask(commands.fail(stage.queue, item_id, fence, full, 0))
 
     def _version(self, stage: StageWork) -> str:
-        return str(self._pipelines[stage.name.partition("/")[0]]["version"])
+        return str(self.pipelines[stage.name.partition("/")[0]]["version"])
 
     def _record(self, spec: Spec) -> dict[str, Any]:
-        stages = self._pipelines[spec.pipeline]["manifest"]["stages"]
+        stages = self.pipelines[spec.pipeline]["manifest"]["stages"]
         return next(record for record in stages if record["name"] == spec.stage)
 
     def _send(self, process: Process, message: Message) -> None:

@@ -56,6 +56,7 @@ class Session:
     running: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, str] = field(default_factory=dict)
     planned: dict[str, Any] | None = None
+    seen: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,7 +609,9 @@ class Node:
             pipelines[pipeline.name] = {
                 "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
                 "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
-                "zip_sha256": pipeline.zip_sha256,
+                "zip_sha256": pipeline.zip_sha256, "is_over": is_over(pipeline),
+                "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
+                "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
             }
         return {"pipelines": pipelines, "processes": processes}
 
@@ -717,6 +720,18 @@ class Node:
     def _on_client_parked(self, session: Session, message: Message) -> None:
         self._reply(session.id, message, "ok", parked=status.parked_items(self.state, message.fields.get("pipeline")))
 
+    def _on_node_project(self, session: Session, message: Message) -> None:
+        self._on_client_project(session, message)
+
+    def _on_node_seen(self, session: Session, message: Message) -> None:
+        session.seen = message.fields["runs"]
+
+    @property
+    def all_have_seen_the_end(self) -> bool:
+        """Whether every node that is there knows of each pipeline's last run that it is over."""
+        over = {p.name: p.run for p in self.state.pipelines.values() if is_over(p)}
+        return all(session.seen.get(name, 0) >= run for session in self.sessions.values() if session.kind == "node" for name, run in over.items())
+
     def _on_client_project(self, session: Session, message: Message) -> None:
         """What is deployed, for whoever wants to compare a folder with it."""
         pipeline = self.state.pipelines.get(message.fields["pipeline"])
@@ -725,7 +740,7 @@ class Node:
             return
         self._reply(session.id, message, "ok", project={
             "version": pipeline.version, "origin": pipeline.origin, "files": pipeline.files, "run": pipeline.run,
-            "state": pipeline.state, "manifest": pipeline.manifest,
+            "state": pipeline.state, "manifest": pipeline.manifest, "project": pipeline.project,
         })
 
     def _on_client_wait(self, session: Session, message: Message) -> None:

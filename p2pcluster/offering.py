@@ -1,0 +1,153 @@
+"""What a node brings to its cluster: a project is packed, compared with what is deployed, shipped, and its run begun and watched.
+
+Decided here: when a version replaces another, and what people are told. The node asks its leader, whoever that is, by messages whose answers come
+later; a new leader is asked again from the start, except that a run that was found or begun is never begun twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pcluster import bundle, config, process
+from p2pcluster.core.codec import Message
+
+Reply = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What was asked on the command line. `project` is None for a pair of hands."""
+
+    project: bundle.Project | None = None
+    until_done: bool = False
+    again: bool = False
+    params: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """A watched run is over."""
+
+    text: str
+    exit_code: int
+
+
+class Offering:
+    """One node's offer. `ask` sends a message to the leader and calls back with the reply; `out` is for people."""
+
+    def __init__(self, offer: Offer, origin: dict[str, Any], bundles: Path, verbose: bool, ask: Callable[[Message, Callable[[Reply], None]], None],
+                 out: Callable[[str], None]) -> None:
+        self.offer = offer
+        self.watched: tuple[str, int] | None = None
+        self._origin = origin
+        self._bundles = bundles
+        self._verbose = verbose
+        self._ask = ask
+        self._out = out
+        self._packed: bundle.Bundle | None = None
+        self._record: dict[str, Any] = {}
+        self._manifest: dict[str, Any] = {}
+
+    def prepare(self) -> None:
+        """Pack the project and learn what it holds, from a child process. Raises `ProjectError`, `BundleRejected`."""
+        project = self.offer.project
+        if project is None:
+            self._out("no project here: this node works for the cluster's pipelines; to bring one, run it where a pipeline.py is")
+            return
+        self._packed = bundle.pack(project.folder, extra_excludes=project.excludes)
+        for note in self._packed.notes:
+            self._out(note)
+        folder = self._bundles / self._packed.version
+        bundle.unpack(self._packed.zip_bytes, self._packed.zip_sha256, folder)
+        self._record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
+        answer = process.read_manifest(folder, self._record)
+        if "error" in answer:
+            if answer["traceback"] and self._verbose:
+                self._out(answer["traceback"])
+            raise process.refusal(answer)
+        self._manifest = answer["manifest"]
+
+    def begin(self) -> None:
+        """Somebody leads: see what is deployed there."""
+        if self._packed is not None and self.watched is None:
+            self._ask(Message("project", {"pipeline": self._manifest["pipeline"]}), lambda reply: self._compare(reply["project"]))
+
+    def _compare(self, deployed: dict[str, Any] | None) -> None:
+        assert self._packed is not None, "a project was packed"
+        name = self._manifest["pipeline"]
+        if deployed is None:
+            self._deploy()
+        elif deployed["version"] == self._packed.version and deployed["project"] == self._record:
+            self._begin_run(deployed["run"], deployed["state"])
+        elif deployed["version"] != self._packed.version and deployed["origin"] != self._origin:
+            self._out(f"{name}: another version is deployed, from {deployed['origin'].get('folder')} on {deployed['origin'].get('name')}; this "
+                      "node works for that one. To replace it: python -m p2pcluster deploy")
+            self._begin_run(deployed["run"], deployed["state"])
+        else:
+            changed = bundle.changed_files(deployed["files"], self._packed.files)
+            self._out(f"{name}: version {self._packed.version[:8]} replaces {deployed['version'][:8]}: {_listed(changed)}")
+            self._deploy()
+
+    def _deploy(self) -> None:
+        assert self._packed is not None, "a project was packed"
+        for message in deploy_messages(self._packed, self._manifest, self._record, self._origin):
+            self._ask(message, self._on_deployed if message.kind == "deploy" else _accepted)
+
+    def _on_deployed(self, reply: Reply) -> None:
+        _accepted(reply)
+        self._begin_run(reply["run"], reply["state"])
+
+    def _begin_run(self, run: int, state: str) -> None:
+        name = self._manifest["pipeline"]
+        if state == "running":
+            self.watched = (name, run)
+            self._out(f"{name}: run {run} goes on")
+            if self.offer.params:
+                self._out(f"{name}: --set is for a new run; run {run} keeps the parameters that it was started with")
+        elif state == "done" and not self.offer.again:
+            self.watched = (name, run)
+            self._out(f"{name}: run {run} is done; --again starts the next one")
+        else:
+            params = {**(self._manifest["params"] or {}), **(self.offer.params or {})}
+            self._ask(Message("start_run", {"pipeline": name, "params": params}), self._on_run_started)
+
+    def _on_run_started(self, reply: Reply) -> None:
+        name = self._manifest["pipeline"]
+        self.watched = (name, reply["run"])
+        self._out(f"{name}: run {reply['run']} {'starts' if reply['result'] == 'ok' else 'goes on'}")
+
+    def ended(self, pipelines: dict[str, dict[str, Any]]) -> RunEnd | None:
+        """Whether the watched run is over, by the leader's last plan."""
+        if self.watched is None or not self.offer.until_done or self.watched[0] not in pipelines:
+            return None
+        name, run = self.watched
+        pipeline = pipelines[name]
+        if pipeline["run"] < run or (pipeline["run"] == run and not pipeline["is_over"]):
+            return None
+        parked = pipeline["parked"]
+        text = f"{name}: run {run} done in {pipeline['seconds']:.1f} s"
+        if parked:
+            text += f", {parked} item{'s' if parked > 1 else ''} parked: python -m p2pcluster parked list"
+        return RunEnd(text, 3 if parked else 0)
+
+
+def deploy_messages(packed: bundle.Bundle, manifest: dict[str, Any], project: dict[str, Any], origin: dict[str, Any]) -> Iterator[Message]:
+    """The commands that ship a bundle: its parts as ordinary entries, then the deploy that names them."""
+    size = config.BUNDLE_PART_BYTES
+    parts = max(1, -(-len(packed.zip_bytes) // size))
+    for part in range(parts):
+        yield Message("bundle_part", {"version": packed.version, "part": part, "parts": parts},
+                      (memoryview(packed.zip_bytes)[part * size : (part + 1) * size],))
+    yield Message("deploy", {"pipeline": manifest["pipeline"], "version": packed.version, "origin": origin, "manifest": manifest,
+                             "files": packed.files, "zip_sha256": packed.zip_sha256, "project": project})
+
+
+def _accepted(reply: Reply) -> None:
+    assert reply["result"] in ("ok", "already"), f"a deployment was refused: {reply}"
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
