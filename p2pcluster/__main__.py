@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from p2pcluster.cli import main
+from p2pcluster.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())

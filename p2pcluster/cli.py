@@ -149,6 +149,11 @@ def main(argv: list[str]) -> int:
         return 130
 
 
+def console() -> int:
+    """What `p2pcluster` and `python -m p2pcluster` run: this program's own arguments."""
+    return main(sys.argv[1:])
+
+
 def _with_verb(argv: list[str]) -> list[str]:
     """`run` is the default verb; a word that is no verb and no path is a mistyped verb."""
     if argv and argv[0] in ("-h", "--help", *_VERBS):
@@ -331,7 +336,12 @@ def _results(args: argparse.Namespace) -> int:
 
 
 def _json_line(value: Any) -> str:
-    return json.dumps(value, default=repr, ensure_ascii=False)
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, default=repr)  # JSON's own escapes, where the terminal lacks a character
+    return text
 
 
 def _discard(args: argparse.Namespace) -> int:

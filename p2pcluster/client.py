@@ -6,6 +6,7 @@ the number that its producer gave it, so that asking again never puts twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ from p2pcluster.errors import (
     ValueRefused,
 )
 from p2pcluster.home import Keyfile, read_address
-from p2pcluster.stream import BlockingConnection, dial
+from p2pcluster.stream import BlockingConnection, ConnectionClosed, dial
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 
 PUT_ITEMS_MAX = 2000  # of one message of `put_many`
@@ -73,11 +74,10 @@ class Link:
     def __init__(self, options: Options, timeout_s: float) -> None:
         self.options = options
         self.timeout_s = timeout_s
-        self._boot = secrets.token_hex(8)
         self._id = secrets.token_hex(8)
         self._key = derive_key(read_key(options))
         self._connection: BlockingConnection | None = None
-        self._next_request = 1
+        self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}
         self._open(time.monotonic() + timeout_s)
 
@@ -95,38 +95,61 @@ class Link:
     def call(self, message: Message, timeout_s: float | None = None) -> Message:
         """The reply to `message`, which is asked again after a lost connection: only for what may be asked twice.
 
-        Raises `Unavailable` (indefinite) when there is none in time, `NoLeader` when nodes answer and none leads.
+        Raises `Unavailable` (indefinite) when it was sent and there is none in time, `ClusterNotFound` when it could not be sent,
+        `NoLeader` when nodes answer and none leads.
         """
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        unanswered = False
         while True:
             try:
-                reply = self.reply(self.request(message, deadline_s), deadline_s)
+                request = self.request(message, deadline_s)
+            except (ClusterNotFound, Unavailable) as error:
+                raise _unknown(message, error) if unanswered else error
+            try:
+                reply = self.reply(request, deadline_s)
             except Unavailable as error:
                 self.close()
+                unanswered = True
                 if time.monotonic() >= deadline_s:
-                    raise Unavailable(f"{message.kind}: no answer in time, so whether it happened is unknown (indefinite): ask again") from error
+                    raise _unknown(message, error) from error
                 continue
             if reply.fields.get("result") != "error":
                 return reply
             if time.monotonic() + RETRY_S >= deadline_s:
-                raise NoLeader(f"the cluster has no leader now ({reply.fields.get('text')}): look with python -m p2pcluster status")
+                none = NoLeader(f"the cluster has no leader now ({reply.fields.get('text')}): look with python -m p2pcluster status")
+                raise _unknown(message, none) if unanswered else none
             time.sleep(RETRY_S)
 
     def request(self, message: Message, deadline_s: float) -> int:
-        """Send; returns the number that the reply will have."""
-        connection = self._open(deadline_s)
-        request = self._next_request
-        self._next_request += 1
-        connection.send(encode(message._replace(fields={**message.fields, "req": request})))
-        return request
+        """Send; returns the number that the reply will have. What raises was not heard: half a frame is none."""
+        while True:
+            connection = self._open(deadline_s)
+            request = self._next_request
+            self._next_request += 1
+            try:
+                connection.send(encode(message._replace(fields={**message.fields, "req": request})))
+                return request
+            except ConnectionClosed:
+                self.close()
+            except Unavailable:
+                self.close()
+                raise
+
+    def is_current(self, request: int) -> bool:
+        """Whether the connection over which `request` went is still there, so that its answer may come."""
+        return self._connection is not None and request >= self._first_request
 
     def reply(self, request: int, deadline_s: float | None) -> Message:
         """The message that answers `request`. Raises `Unavailable`."""
         while request not in self._replies:
-            if self._connection is None:
+            if self._connection is None or not self.is_current(request):
                 raise Unavailable("the connection was lost")
             wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            message = decode(self._connection.receive(wait_s))
+            try:
+                message = decode(self._connection.receive(wait_s))
+            except ConnectionClosed:
+                self.close()
+                raise
             self._replies[message.fields.get("req", 0)] = message
         return self._replies.pop(request)
 
@@ -137,6 +160,7 @@ class Link:
     def _open(self, deadline_s: float) -> BlockingConnection:
         while self._connection is None:
             self._replies.clear()
+            self._first_request = self._next_request
             try:
                 self._connection = self._dial_any(max(0.1, deadline_s - time.monotonic()))
             except (ClusterNotFound, Unavailable):
@@ -157,22 +181,33 @@ class Link:
         raise failure
 
     def _handshake(self) -> Handshake:
-        me = Identity(self._id, self._boot, "client", socket.gethostname(), self.options.cluster, None, protocol.VERSION,
+        # Each connection is a session of its own: what was granted over a lost one goes back, heard of or not.
+        me = Identity(self._id, secrets.token_hex(8), "client", socket.gethostname(), self.options.cluster, None, protocol.VERSION,
                       p2pcluster.__version__, platform.python_version())
         return Handshake("dial", self._key, me, secrets.token_bytes(32))
 
 
+def _unknown(message: Message, error: ClusterError) -> Unavailable:
+    return Unavailable(f"{message.kind}: no answer in time ({error}), so whether it happened is unknown (indefinite): ask again")
+
+
 class Items:
-    """The values that `take` hands out; a context manager and an iterator. See `Cluster.take`."""
+    """The values that `take` hands out; a context manager and an iterator. See `Cluster.take`.
+
+    What was granted over a connection that is lost went back, so it is not handed out; what was acknowledged over it and not
+    answered is acknowledged again, by id.
+    """
 
     def __init__(self, cluster: Cluster, queue: str, limit: int | None, wait_s: float | None) -> None:
         self._cluster = cluster
         self._queue = queue
         self._left = limit
         self._wait_s = wait_s
-        self._held: deque[tuple[int, list[Any], Any]] = deque()
-        self._current: tuple[int, list[Any]] | None = None
-        self._acknowledging: list[int] = []
+        self._held: deque[tuple[int, Any]] = deque()
+        self._taken_by = 0  # the request that `_held` and `_current` came by
+        self._fence: list[Any] = []
+        self._current: int | None = None
+        self._unsettled: deque[tuple[int, Message]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -180,12 +215,13 @@ class Items:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self._acknowledge()
-        elif self._current is not None:
-            self._release([self._current[0]], self._current[1])
-        for item_id, fence, _ in self._held:
-            self._release([item_id], fence)
-        self._held.clear()
-        self._settle()
+            self._give_back()
+            self._settle()
+            return
+        # The caller's exception is the one to tell of: what cannot be said now goes back with the connection.
+        with contextlib.suppress(ClusterNotFound, Unavailable):
+            self._give_back()
+            self._settle()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -194,63 +230,82 @@ class Items:
         self._acknowledge()
         if self._left is not None and self._left <= 0:
             raise StopIteration
+        if not self._cluster.link.is_current(self._taken_by):
+            self._held.clear()
         if not self._held:
             self._settle()
             self._fetch()
         if not self._held:
             raise StopIteration
-        item_id, fence, value = self._held.popleft()
-        self._current = (item_id, fence)
+        self._current, value = self._held.popleft()
         if self._left is not None:
             self._left -= 1
         return value
 
     def _fetch(self) -> None:
         count = min(TAKE_ITEMS_MAX, TAKE_ITEMS_MAX if self._left is None else self._left)
-        link, full = self._cluster.link, self._cluster.full(self._queue)
+        take = Message("take", {"queue": self._cluster.full(self._queue), "count": count})
         deadline_s = None if self._wait_s is None else time.monotonic() + self._wait_s
-        request = link.request(Message("take", {"queue": full, "count": count}), time.monotonic() + link.timeout_s)
-        try:
-            message = link.reply(request, deadline_s)
-        except Unavailable:
-            if deadline_s is None or time.monotonic() < deadline_s:
-                raise
-            message = self._cancel(request, full)
-        self._cluster.check(message, self._queue)
+        message = self._cluster.check(self._granted(take, deadline_s), self._queue)
         if message.kind == "grant":
-            for item_id, value in self._cluster.values_of(self._queue, message):
-                self._held.append((item_id, message.fields["fence"], value))
+            self._fence = message.fields["fence"]
+            self._held.extend(self._cluster.values_of(self._queue, message))
 
-    def _cancel(self, request: int, full: str) -> Message:
+    def _granted(self, take: Message, deadline_s: float | None) -> Message:
+        """The answer to `take`, which is asked again where the connection is lost or nobody leads yet."""
+        link = self._cluster.link
+        while True:
+            self._taken_by = link.request(take, time.monotonic() + link.timeout_s)
+            try:
+                message = link.reply(self._taken_by, deadline_s)
+            except Unavailable:
+                if link.is_current(self._taken_by):
+                    return self._cancel(self._taken_by, take)
+                continue
+            if message.fields.get("result") != "error":
+                return message
+            time.sleep(RETRY_S)
+
+    def _cancel(self, request: int, take: Message) -> Message:
         """Nothing came in time. What crosses the cancelling on its way is still ours."""
         link = self._cluster.link
-        reply = link.call(Message("take", {"queue": full, "count": 0}))
+        reply = link.call(take._replace(fields={**take.fields, "count": 0}))
         try:
             return link.reply(request, time.monotonic())
         except Unavailable:
             return reply
 
     def _acknowledge(self) -> None:
-        if self._current is None:
-            return
-        item_id, _ = self._current
-        self._current = None
-        link = self._cluster.link
-        command = Message("done", {"queue": self._cluster.full(self._queue), "ranges": [[item_id, item_id + 1]], "ports": [], "whole": False})
-        self._acknowledging.append(link.request(command, time.monotonic() + link.timeout_s))
+        if self._current is not None:
+            item_id, self._current = self._current, None
+            self._say("done", [item_id], ports=[], whole=False)
 
-    def _release(self, ids: list[int], fence: list[Any]) -> None:
-        link = self._cluster.link
+    def _give_back(self) -> None:
+        """What was taken and not acknowledged; over a connection that is lost it has gone back."""
+        ids = [item_id for item_id in (self._current, *(held for held, _ in self._held)) if item_id is not None]
+        self._current = None
+        self._held.clear()
+        if ids and self._cluster.link.is_current(self._taken_by):
+            self._say("release", ids, fence=self._fence)
+
+    def _say(self, kind: str, ids: list[int], **fields: Any) -> None:
+        """Send it; `_settle` waits for the answer."""
         ranges = [[item_id, item_id + 1] for item_id in ids]
-        command = Message("release", {"queue": self._cluster.full(self._queue), "ranges": ranges, "fence": fence})
-        self._acknowledging.append(link.request(command, time.monotonic() + link.timeout_s))
+        command = Message(kind, {"queue": self._cluster.full(self._queue), "ranges": ranges, **fields})
+        link = self._cluster.link
+        self._unsettled.append((link.request(command, time.monotonic() + link.timeout_s), command))
 
     def _settle(self) -> None:
-        """Wait until what was acknowledged is durable."""
+        """Wait until what was said is durable."""
         link = self._cluster.link
-        for request in self._acknowledging:
-            link.reply(request, time.monotonic() + link.timeout_s)
-        self._acknowledging.clear()
+        while self._unsettled:
+            request, command = self._unsettled[0]
+            try:
+                link.reply(request, time.monotonic() + link.timeout_s)
+            except Unavailable:
+                link.close()
+                link.call(command)
+            self._unsettled.popleft()
 
 
 class Cluster:
@@ -365,10 +420,10 @@ class Cluster:
         message = Message("put", {"producer": [self._producer, 1, self._seq + 1], "ports": [port], "source": None}, tuple(blobs))
         try:
             reply = self.link.call(message)
-        except Unavailable as error:
-            # Full or out of reach: it may still be taken in, so the number is spent and the outcome is unknown.
+        except BaseException as error:
+            # Full, out of reach or interrupted: it may still be taken in. The number is spent, or the next value would count as this one.
             self._producer, self._seq = f"client:{secrets.token_hex(8)}", 0
-            if self._is_full(queue):
+            if isinstance(error, Unavailable) and self._is_full(queue):
                 raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s; the value may still go in: put it again with "
                                 "the same key, or look why with python -m p2pcluster status") from error
             raise

@@ -87,9 +87,10 @@ class UnknownName(ClusterError):
 
 
 class QueueFull(ClusterError):
-    """The queue stayed at its maximum for the whole time."""
+    """The queue stayed at its maximum for the whole time; what was to be put may still go in."""
 
     code = "queue_full"
+    definite = False
 
 
 class ValueRefused(ClusterError):

@@ -311,6 +311,8 @@ class Journal:
     def _truncate(self, from_index: int) -> None:
         commit = max(self._db.execute("SELECT max(commit_idx) FROM journal").fetchone()[0] or 0, self._meta["commit_idx"])
         assert from_index > commit, f"entry {from_index} is committed and would be cut off"
+        (size,) = self._db.execute("SELECT coalesce(sum(length(body)), 0) FROM journal WHERE idx >= ?", (from_index,)).fetchone()
+        self._log_bytes -= size
         self._db.execute("DELETE FROM journal WHERE idx >= ?", (from_index,))
         row = self._db.execute("SELECT idx, chain FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
         self._last_index, self._chain = row or (self._meta["base_idx"], self._meta["base_chain"])
@@ -726,7 +728,7 @@ def _first_unreadable(db: sqlite3.Connection, index: int) -> int:
 def last_commit_idx(db: sqlite3.Connection, meta: dict[str, Any]) -> int:
     """How far a journal's log is known to be committed."""
     row = db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
-    in_log = row[0] if row and isinstance(row[0], int) else 0
+    in_log: int = row[0] if row and isinstance(row[0], int) else 0
     return max(in_log, meta["commit_idx"], meta["applied_idx"])
 
 
@@ -964,6 +966,8 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _as_journal_error(path, error) from error
+    except UnicodeDecodeError as error:  # SQLite's message names what it cannot read, and the driver cannot read the message
+        raise corrupt(path, "its schema cannot be read") from error
 
 
 def _as_journal_error(path: Path, error: sqlite3.Error) -> JournalError:

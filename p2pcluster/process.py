@@ -8,6 +8,7 @@ in the home, and two pipes whose lines appear in the node's terminal.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import mmap
 import os
@@ -61,6 +62,8 @@ class Printer:
     """
 
     def __init__(self, stream: TextIO, on_room: Callable[[], None]) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character gets the line all the same
         self._stream = stream
         self._on_room = on_room
         self._lines: deque[str] = deque()

@@ -283,11 +283,18 @@ def first_refused(results: list[Any]) -> tuple[int, ValueRefused] | None:
     costs much less, has found something."""
     for at, result in enumerate(results):
         try:
-            for body in [result] if type(result) is bytes else [body for _, body in result]:
+            for body in _bodies_of(result):
                 check_value(body)
         except ValueRefused as error:
             return at, error
     return None
+
+
+def _bodies_of(result: Any) -> list[bytes]:
+    """The bytes of a result: of one value, of a source's (port, bytes), or of a stage's list of those."""
+    if type(result) is bytes:
+        return [result]
+    return [body for _, body in ([result] if type(result) is tuple else result)]
 
 
 class _Pace:

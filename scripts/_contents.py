@@ -27,7 +27,7 @@ def contents_of(state: State, bodies: Bodies) -> Contents:
     contents: Contents = {("at", ()): (state.applied_idx, state.applied_term, state.at_ms, state.hash)}
     rows = state.all_rows()
     for table in TABLES:
-        if table != "chunks":
+        if table not in ("chunks", "keys"):  # both are told queue by queue
             contents |= {(table, key): values for key, values in rows[table].items()}
     for queue in state.queues.values():
         contents["items", (queue.name,)] = _items(queue, bodies)
@@ -59,6 +59,7 @@ def _items(queue: QueueState, bodies: Bodies) -> dict[str, Any]:
     return {
         "ready": list(queue.ready), "delayed": dict(sorted(queue.delayed.items())), "deliveries": dict(sorted(queue.deliveries.items())),
         "runs": {run: list(ranges) for run, ranges in sorted(runs.items())},
+        "known keys": hashlib.blake2b(b"".join(sorted(queue.keys)), digest_size=8).hexdigest(),
         "lengths": lengths_hash.hexdigest(), "bodies": bodies_hash.hexdigest(), "item keys": keys_hash.hexdigest(),
     }
 

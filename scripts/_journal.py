@@ -25,7 +25,7 @@ from p2pcluster.core.log import CONFIG  # noqa: E402
 from p2pcluster.core.queues import Chunk, QueueState, State  # noqa: E402
 from p2pcluster.core.quorum import Configuration  # noqa: E402
 from p2pcluster.errors import ClusterError, JournalCorrupt, JournalError, UnknownName  # noqa: E402
-from p2pcluster.journal import JournalReader, MarkSlot, corrupt, read_bodies, read_mark, scan_for_damage  # noqa: E402
+from p2pcluster.journal import JournalReader, MarkSlot, check_format, corrupt, read_bodies, read_mark, scan_for_damage  # noqa: E402
 
 LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.1
@@ -86,6 +86,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         if name.startswith(("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")):
             raise JournalError(f"{path} cannot be read ({error}): check who owns it and its folder, or look at a copy") from error
         raise corrupt(path, f"SQLite says: {error}") from error
+    except UnicodeDecodeError as error:  # its message names what it cannot read, and the driver cannot read the message
+        raise corrupt(path, "its schema cannot be read") from error
 
 
 def look_again(place: Place, look: Callable[[], T], is_bad: Callable[[T], bool]) -> T:
@@ -111,6 +113,8 @@ class View:
         try:
             with sqlite_errors(place.journal):
                 self.db.execute("BEGIN")
+                if not check_format(self.db, place.journal):
+                    raise JournalError(f"{place.journal} holds nothing yet: its node was about to make it")
                 self.reader = JournalReader(self.db, place.journal, body_memory_bytes_max=0)
             missing = slot.missing(self.reader.last_index, self.reader.chain, self.reader.meta) if slot else None
             if missing:

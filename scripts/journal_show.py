@@ -135,18 +135,20 @@ def items_of(shown: View, queue: QueueState, parked_only: bool = False) -> Itera
         if parked_only and not any(chunk.first <= item_id < chunk.end for item_id in queue.parked):
             continue
         lengths, body = shown.bodies(queue.name, chunk)
+        keys = json.loads(bytes(chunk.keys)) if chunk.keys is not None else [None] * chunk.count
         for lo, hi in unfinished(queue, chunk):
             for item_id in range(lo, hi):
                 if parked_only and item_id not in queue.parked:
                     continue
                 value = bytes(chunk.slice_of(lengths, body, item_id, item_id + 1)[1])
-                yield _item(shown, queue, chunk, item_id, len(value)), value
+                record = {**_where(shown, queue, chunk, item_id), "key": keys[item_id - chunk.first], "bytes": len(value)}
+                yield record, value
 
 
-def _item(shown: View, queue: QueueState, chunk: Chunk, item_id: int, value_bytes: int) -> Record:
+def _where(shown: View, queue: QueueState, chunk: Chunk, item_id: int) -> Record:
+    """An item's state, and since when."""
     record: Record = {"id": f"{queue.name}:{item_id}", "state": "ready", "run": chunk.run,
-                      "age_ms": max(0, shown.state.at_ms - chunk.at_ms), "deliveries": queue.deliveries.get(item_id, 0),
-                      "key": chunk.key_of(item_id), "bytes": value_bytes}
+                      "age_ms": max(0, shown.state.at_ms - chunk.at_ms), "deliveries": queue.deliveries.get(item_id, 0)}
     leased = queue.leases.overlap(item_id, item_id + 1)
     if leased:
         record |= {"state": "leased", "lease": leased[0][2]._asdict()}

@@ -21,6 +21,7 @@ from p2pcluster.errors import RemoteProtocolError
 
 SERVICE_WEIGHT = 0.3  # of the newest measurement in the running average
 DEFAULT_SERVICE_US = float(config.WORK_QUEUED_US_MAX)  # until it is measured a function counts as slow: one item at a time
+FAILURE_LINE_INTERVAL_MS = 1000  # a stage that fails at everything says so once a second, and `parked` has the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class StageWork:
     crashes: int = 0
     start_at_ms: int = 0
     trouble: str | None = None
+    said_ms: int | None = None
 
     @property
     def buffered(self) -> int:
@@ -469,12 +471,15 @@ class Executor:
         if not process.ready:
             stage.trouble = self._start_trouble(process, how, stderr)
             self._say(f"{process.spec.stage}: {stage.trouble}")
+        elif not running:
+            self._say(f"{process.spec.stage}: its process {how} and is started again")
 
     def _death(self, stage: StageWork, process: Process, how: str, stderr: list[str]) -> dict[str, Any]:
         timeout_s = stage.record["timeout_s"]
         if process.timed_out:
             text = f"it ran longer than its timeout_s={timeout_s:g}, so its process was ended"
             return {"type": "TimedOut", "text": text, "traceback": None, "exit": how, "stderr": stderr}
+        how = "exited with code 0" if how == "ended" else how
         return {"type": "ProcessDied", "text": f"its process {how}", "traceback": None, "exit": how, "stderr": stderr}
 
     def _start_trouble(self, process: Process, how: str, stderr: list[str]) -> str:
@@ -495,6 +500,11 @@ class Executor:
             if process.failure is not None:
                 self._alarm(process.spec, f"{process.spec.stage}: the source raised {process.failure['text']}; it is started again, and its "
                                           f"traceback is in the output")
+            elif tries > 1:
+                self._alarm(process.spec, f"{process.spec.stage}: the source's process {how} {tries} times without emitting anything; it is "
+                                          "started again, and what it printed is in the output")
+            else:
+                self._say(f"{process.spec.stage}: the source's process {how} and is started again")
         else:
             self._source_backoff[where] = (0, self._now_ms)
 
@@ -674,6 +684,9 @@ class Executor:
         assert fence is not None, "an item that failed is of its work"
         full = {**error, "stage": stage.name, "node": self.node_name, "version": self._version(stage)}
         self._ask(commands.fail(stage.queue, item_id, fence, full, 0))
+        if stage.said_ms is None or self._now_ms - stage.said_ms >= FAILURE_LINE_INTERVAL_MS:
+            stage.said_ms = self._now_ms
+            self._say(f"{stage.name.partition('/')[2]}: item {stage.queue}:{item_id} failed: {error['text']}")
 
     def _version(self, stage: StageWork) -> str:
         return str(self.pipelines[stage.name.partition("/")[0]]["version"])

@@ -159,7 +159,7 @@ def to_message(message: RaftMessage) -> codec.Message:
 
 def from_message(message: codec.Message, *, over_tcp: bool) -> RaftMessage:
     """The Raft message that came. Raises `RemoteProtocolError` for whatever `to_message` cannot have made."""
-    if message.kind not in _FIELDS:
+    if message.kind not in KINDS_ON_THE_WIRE:
         raise RemoteProtocolError(f"{message.kind!r} is no Raft message; does the peer run another version?")
     fields = _read_fields(message.kind, _FIELDS[message.kind], message.fields)
     if message.kind == "raft_append":

@@ -336,7 +336,8 @@ class Node:
         return next((s for s in self.sessions.values() if (s.node, s.boot) == (node, boot)), None)
 
     def _holds_leases(self, node: str, boot: str) -> bool:
-        return any((node, boot) in queue.leases.held_by for queue in self.state.queues.values()) or bool(self._pending)
+        # A take that is on its way into the log may be its own: then it holds something as soon as that is applied.
+        return any((node, boot) in queue.leases.held_by for queue in self.state.queues.values()) or bool(self._pending or self._tokens)
 
     def _end_lost_sessions(self) -> None:
         for (node, boot), due_ms in list(self._lost.items()):

@@ -262,6 +262,65 @@ class Site:
             return list(cluster.results(stage))
 
 
+class Proxy:
+    """A way to a node that a test can close: bytes go through until `hold_answers` or `cut`.
+
+    With it a connection is lost at a known point, which killing the node cannot promise.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self.port = free_port()
+        self.connections = 0
+        self._sockets: list[socket.socket] = []
+        self._answers = threading.Event()
+        self.mend()
+
+    def hold_answers(self) -> None:
+        """What is sent still arrives; what is answered does not."""
+        self._answers.clear()
+
+    def cut(self) -> None:
+        """Lose what is connected, and refuse whoever comes until `mend`."""
+        _end(self._listener)
+        self._accepting.join()
+        for sock in self._sockets:
+            _end(sock)
+        self._sockets.clear()
+
+    def mend(self) -> None:
+        self._answers.set()
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._accepting.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                node = socket.create_connection(self._target)
+                self.connections += 1
+                self._sockets += [client, node]
+                threading.Thread(target=self._carry, args=(client, node, None), daemon=True).start()
+                threading.Thread(target=self._carry, args=(node, client, self._answers), daemon=True).start()
+
+    @staticmethod
+    def _carry(giver: socket.socket, taker: socket.socket, gate: threading.Event | None) -> None:
+        with contextlib.suppress(OSError):
+            while data := giver.recv(1 << 16):
+                if gate is not None and not gate.is_set():
+                    continue
+                taker.sendall(data)
+        _end(giver)
+        _end(taker)
+
+
+def _end(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+
+
 def json_lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 

@@ -126,7 +126,7 @@ class Cluster:
 
     def _look_at(self, replica: Replica) -> None:
         if "books" in self.checks:
-            self.books.check(replica.state, self.model, replica.bodies)
+            self.books.check(replica.state, replica.bodies)
         if "model" in self.checks:
             compare(replica.state, self.model, replica.bodies)
         if "memory" in self.checks:

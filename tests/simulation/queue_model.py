@@ -126,7 +126,6 @@ class ModelQueue:
     closed: bool = False
     record: dict[str, Any] | None = None  # of the manifest; None when no version names it now
     done: int = 0
-    discarded: int = 0
 
     @property
     def pipeline(self) -> str:
@@ -303,10 +302,7 @@ class Model:
 
     def _end(self, queue: ModelQueue, item: Item, state: str) -> None:
         item.state, item.fence, item.deliveries, item.parked = state, None, 0, None
-        if state == "done":
-            queue.done += 1
-        else:
-            queue.discarded += 1
+        queue.done += state == "done"
 
     @staticmethod
     def _give_back(items: Iterable[Item]) -> int:
@@ -538,10 +534,11 @@ KEYS = ["red", "green", "blue", "half a \ud83d pair", "ä"]
 class Chooser:
     """Makes commands by chance that are possible, repeated, late or pointless, but never such as the gateway refuses."""
 
-    def __init__(self, random: Random, model: Model) -> None:
+    def __init__(self, random: Random, model: Model, serial: int = 0) -> None:
+        """`serial` is where the numbers begin that make values differ."""
         self.random = random
         self.model = model
-        self._serial = 0
+        self._serial = serial
         self._seqs: dict[str, int] = {}  # of the entry that is being made
         self._kinds = [kind for kind, weight in {
             "client_put": 8, "source_put": 6, "take": 10, "done": 12, "release": 3, "fail": 8, "due": 3, "session_end": 2, "retry": 3,
@@ -810,20 +807,30 @@ class Books:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, bytes], int] = {}
         self._done: Counter[str] = Counter()
+        self._discarded: Counter[str] = Counter()
+        self._began: set[str] = set()
 
     def note(self, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
-            if message.kind == "done" and outcome.result == "ok":
+            if outcome.kind == "done" and outcome.result == "ok":
                 self._done[message.fields["queue"]] += outcome.fields["count"]
+            if outcome.kind == "discard" and outcome.result == "ok":
+                self._discarded[message.fields["queue"]] += outcome.fields["count"]
+            if outcome.kind == "start_run" and outcome.result == "ok":
+                self._began.add(message.fields["pipeline"])
 
-    def check(self, state: State, model: Model, bodies: Bodies) -> None:
+    def check(self, state: State, bodies: Bodies) -> None:
         for queue in state.queues.values():
             self._check_chunks(queue)
             self._check_origins(state, queue, bodies)
-            self._check_counts(queue, model.queues[queue.name].discarded)
+            self._check_counts(queue)
+        self._began.clear()
 
-    def _check_counts(self, queue: QueueState, discarded: int) -> None:
-        assert queue.put == queue.open_count + queue.done + len(queue.parked) + discarded, "an item is lost or counted twice"
+    def _check_counts(self, queue: QueueState) -> None:
+        gone = queue.put - queue.open_count - queue.done - len(queue.parked)
+        if queue.pipeline in self._began and queue.name.endswith("results"):
+            self._discarded[queue.name] = max(gone, self._discarded[queue.name])  # a run's results go when the next one begins
+        assert gone == self._discarded[queue.name], "an item is lost or counted twice"
         assert queue.done == self._done[queue.name], "what was said to be done is not what is done"
         assert queue.next_id == queue.put + 1, "an id is used twice or left out"
         held = Counter(fence[:2] for lo, hi, fence in queue.leases for _ in range(lo, hi))

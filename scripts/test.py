@@ -1,0 +1,147 @@
+"""Runs the tests in a virtual environment that it makes: with nothing but Python 3.11 or later, and a network the first time.
+
+    python scripts/test.py                          every test, on this Python
+    python scripts/test.py tests/unit -k codec      what follows goes to pytest
+    python scripts/test.py --all-pythons            then also on the other Pythons of this machine that are supported
+
+The environment is `.venv` in the project's folder; for the other Pythons, and where `.venv` is one of another Python, it is `.venv-3.X`.
+On the other Pythons the tests in tests/e2e are left out: they start real processes and take most of the time. The exit code is pytest's:
+that of the first run that failed, else 0; 1 with a line that says why when no test could run.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 11)
+PYTHONS = ((3, 11), (3, 12), (3, 13))  # those that --all-pythons looks for
+NOT_ON_OTHERS = "tests/e2e"
+START_S = 60.0  # for a Python to say what it is
+
+class CannotTest(Exception):
+    """No test ran; one line that says why and what to do."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests; returns the exit code."""
+    all_pythons = "--all-pythons" in arguments
+    wanted = [argument for argument in arguments if argument != "--all-pythons"]
+    try:
+        codes = [_test(sys.executable, sys.version_info[:2], wanted)]
+        if all_pythons:
+            codes += [_test(python, version, [f"--ignore={NOT_ON_OTHERS}", *wanted]) for version, python in _other_pythons()]
+    except CannotTest as error:
+        print(f"scripts/test.py: {error}", file=sys.stderr)
+        return 1
+    return next((code for code in codes if code), 0)
+
+
+def _test(python: str, version: tuple[int, int], arguments: list[str]) -> int:
+    in_environment = _environment(python, version)
+    command = [in_environment, "-m", "pytest", *arguments]
+    print(f"--- Python {_dotted(version)}: {shlex.join(['pytest', *arguments])}", flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+# ---- environments
+
+
+def _environment(python: str, version: tuple[int, int]) -> str:
+    """The Python of an environment of this version in which the tests can run; what is missing is made or installed."""
+    folder = _folder(version)
+    inside = _inside(folder)
+    if _can(inside, "import pytest, hypothesis"):
+        return inside
+    anew = ["--clear"] if folder.exists() and _version_of(inside) != version else []
+    made = subprocess.run([python, "-m", "venv", *anew, str(folder)], check=False)
+    if made.returncode:
+        raise CannotTest(f"{python} could not make a virtual environment (its words are above): install its venv and ensurepip modules, "
+                         f"which some systems pack apart, such as in python{_dotted(version)}-venv")
+    packages = _test_packages()
+    installed = subprocess.run([inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages], check=False)
+    if installed.returncode:
+        raise CannotTest(f"{' and '.join(packages)} could not be installed (pip's words are above): connect to a network that reaches a "
+                         f"package index, or install them into {folder} by hand")
+    return inside
+
+
+def _folder(version: tuple[int, int]) -> Path:
+    """`.venv`, unless somebody has made that with another Python."""
+    plain = ROOT / ".venv"
+    if version == sys.version_info[:2] and (not plain.exists() or _version_of(_inside(plain)) == version):
+        return plain
+    return ROOT / f".venv-{_dotted(version)}"
+
+
+def _inside(folder: Path) -> str:
+    return str(folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python")
+
+
+def _test_packages() -> list[str]:
+    """What the `test` extra of pyproject.toml names."""
+    import tomllib  # not at the top: an older Python is to hear what it lacks, and this is what it lacks first
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    packages: list[str] = project["optional-dependencies"]["test"]
+    return packages
+
+
+# ---- Pythons
+
+
+def _other_pythons() -> list[tuple[tuple[int, int], str]]:
+    """The supported versions but this one, each with the first of its Pythons that works; says which are not there."""
+    found = []
+    for version in PYTHONS:
+        if version == sys.version_info[:2]:
+            continue
+        works = (path for path in _candidates(version) if _version_of(path) == version and _can(path, "import venv, ensurepip"))
+        python = next(works, None)
+        if python is None:
+            print(f"--- Python {_dotted(version)}: none here that starts and can make an environment, so not tested", flush=True)
+        else:
+            found.append((version, python))
+    return found
+
+
+def _candidates(version: tuple[int, int]) -> list[str]:
+    """Where such a Python may be: on the path, and where pyenv keeps those that its folder on the path does not start."""
+    name = f"python{_dotted(version)}" + (".exe" if os.name == "nt" else "")
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders += sorted(pyenv.glob(f"versions/{_dotted(version)}*/bin"), reverse=True)
+    return [str(folder / name) for folder in folders if (folder / name).is_file()]
+
+
+def _version_of(python: str) -> tuple[int, int] | None:
+    """The version of a Python; None for one that does not start, as pyenv's on the path may not."""
+    words = (_said(python, "import sys; print(*sys.version_info[:2])") or "").split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 else None
+
+
+def _can(python: str, statement: str) -> bool:
+    return _said(python, statement) is not None
+
+
+def _said(python: str, program: str) -> str | None:
+    """What a one-line program prints; None if it fails."""
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=START_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+if __name__ == "__main__":
+    if sys.version_info < OLDEST:
+        sys.exit(f"scripts/test.py: this is Python {sys.version.split()[0]}; start it with {_dotted(OLDEST)} or later")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,223 @@
+"""A node that crashes, at any point and however often, goes on as the node that never did.
+
+A life is a run of writes as a node makes them: entries, term and vote, the commit index, checkpoints, slices of compaction; a tail
+that is not committed is cut off now and then. Between them the process dies, ends in order, or has a write fail in one of the ways
+in which writes fail. What the journal then gives is compared with the model, and with a state that applied the same log in one go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcluster import config
+from p2pcluster.core import queues
+from p2pcluster.core.codec import Buffer
+from p2pcluster.core.commands import decode_commands
+from p2pcluster.core.log import COMMANDS, NOOP, Entry
+from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.raft import HardState
+from p2pcluster.core.tables import BODY_COLUMNS, TABLES
+from p2pcluster.errors import JournalError
+from p2pcluster.journal import Write, apply_entry, checkpoint_of
+from tests.contract.stores import RealStore, SimStore, Store
+from tests.simulation.queue_model import Chooser, Model, beginning, compare, entry_body
+from tests.simulation.sim_journal import Fault
+
+STEPS = 30
+
+
+class Life:
+    """A node's journal and state through its crashes, and all that it ever wrote."""
+
+    def __init__(self, random: Random, store: Store) -> None:
+        self.random = random
+        self.store = store
+        self.sole = random.random() < 0.5
+        self.entries: list[Entry] = []  # durable; entry n is at n - 1
+        self.commit = 0
+        self.hard_state = HardState()
+        self.crashes = 0
+        self._open()
+
+    # ---- starting
+
+    def _open(self) -> None:
+        memory = self.random.choice([0, 200, 1 << 30])
+        self.journal, recovered = self.store.open(memory)
+        self.state = recovered.state
+        assert recovered.hard_state == self.hard_state, "term or vote is lost"
+        assert recovered.last_index == len(self.entries), "the log is not what is durable"
+        assert recovered.commit_index == self.commit, "the commit index is lost"
+        self._check_log(recovered.base_index)
+        self._begin_again(self.commit)
+        self.check()
+
+    def _begin_again(self, upto: int) -> None:
+        """The model and the state that never crashed, from the whole log."""
+        self.model, self.twin = Model(), State()
+        self.chooser = Chooser(self.random, self.model, serial=1000 * self.crashes)
+        for entry in self.entries[:upto]:
+            self._apply_beside(entry)
+
+    def _apply_beside(self, entry: Entry) -> None:
+        self.model.apply(entry.at_ms, [message for message, _ in decode_commands(entry.body)])
+        apply_entry(self.twin, entry)
+
+    def _check_log(self, base_index: int) -> None:
+        found = [Entry(e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in self.journal.entries(base_index)]
+        assert found == self.entries[base_index:], "entries changed"
+
+    # ---- writing
+
+    def _new_entries(self) -> tuple[Entry, ...]:
+        found = []
+        at_ms = self.entries[-1].at_ms if self.entries else 0
+        for index in range(len(self.entries) + 1, len(self.entries) + 1 + self.random.choice([0, 1, 1, 2])):
+            at_ms += self.random.choice([0, 7])
+            messages = beginning() if index == 1 else [] if self.random.random() < 0.1 else self.chooser.entry()
+            kind = COMMANDS if messages else NOOP
+            found.append(Entry(index, self.hard_state.term, at_ms, kind, entry_body(messages)))
+        return tuple(found)
+
+    def _next_write(self) -> Write:
+        hard_state = truncate_from = None
+        if self.random.random() < 0.1:
+            hard_state = HardState(self.hard_state.term + 1, self.random.choice([None, "n1"]))
+        commit = len(self.entries) if self.sole else self.random.randint(self.commit, len(self.entries))
+        if not self.sole and commit < len(self.entries) and self.random.random() < 0.3:
+            truncate_from = self.random.randint(commit + 1, len(self.entries))
+            del self.entries[truncate_from - 1 :]
+        checkpoint = checkpoint_of(self.state) if self.random.random() < 0.3 else None
+        compact = (self.commit + 1, self.random.choice([50, 400, 1 << 20])) if self.random.random() < 0.4 else None
+        return Write(self._new_entries(), hard_state, commit, self.sole, truncate_from, checkpoint, compact)
+
+    def step(self) -> None:
+        before = list(self.entries)
+        write = self._next_write()
+        fault = self.random.choice(list(Fault)) if self.random.random() < 0.12 else None
+        if fault is not None:
+            self.store.fail_write(1, fault)
+        try:
+            compaction = self.journal.write(write)
+        except JournalError:
+            assert fault is not None, "a write failed by itself"
+            self._after_failure(write, fault, before)
+            return
+        assert fault is None, "a write should have failed"
+        self._note_durable(write)
+        for chunk in compaction.filled:
+            self.state.filled(chunk.queue, chunk.first, chunk.body_crc)
+        self._apply_through(self.commit)
+        if self.random.random() < 0.3:
+            self.check()
+        if self.random.random() < 0.12:
+            self.crash() if self.random.random() < 0.6 else self.end()
+
+    def _note_durable(self, write: Write) -> None:
+        self.entries += write.entries
+        self.hard_state = write.hard_state or self.hard_state
+        self.commit = len(self.entries) if self.sole else write.commit_index
+
+    def _apply_through(self, commit: int) -> None:
+        for entry in self.entries[self.state.applied_idx : commit]:
+            apply_entry(self.state, entry)
+            self._apply_beside(entry)
+        assert self.state.hash == self.twin.hash, "after a crash the state goes another way"
+
+    def _after_failure(self, write: Write, fault: Fault, before: list[Entry]) -> None:
+        """Nothing that was said to be durable is lost, and the write is there as a whole or not at all."""
+        if fault is Fault.AFTER:
+            self._note_durable(write)
+        else:
+            self.entries = before
+        self.crash()
+
+    def crash(self) -> None:
+        self.store.crash()
+        self.crashes += 1
+        self._open()
+
+    def end(self) -> None:
+        self.journal.close()
+        self.crashes += 1
+        self._open()
+
+    # ---- looking
+
+    def bodies(self, queue: str, chunk: Chunk) -> tuple[Buffer, Buffer]:
+        if chunk.lengths is None or chunk.body is None:
+            return self.journal.read_bodies(queue, chunk)
+        return chunk.lengths, chunk.body
+
+    def check(self) -> None:
+        compare(self.state, self.model, self.bodies)
+        assert (self.state.hash, self.state.applied_idx, self.state.at_ms) == (self.twin.hash, self.twin.applied_idx, self.twin.at_ms)
+        assert plain_rows(self.state) == plain_rows(self.twin), "rows that are not those of a state that never crashed"
+        for version in {version for version, _ in self.state.bundles}:
+            parts = self.state.bundle_parts(version)
+            if parts is not None:
+                whole = b"".join(self.model.bundles[(version, number)] for number in range(len(parts)))
+                assert self.journal.read_bundle(version, parts) == whole, "a bundle changed"
+
+
+def plain_rows(state: State) -> dict[str, Any]:
+    """All rows, those of chunks taken apart into items: how items share chunks is each node's own affair."""
+    rows: dict[str, Any] = dict(state.all_rows())
+    names = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
+    rows["chunks"] = {
+        (key[0], item_id): row for key, values in rows["chunks"].items()
+        for item_id, row in _items_of(dict(zip(names, (*key, *values), strict=False)))}
+    return rows
+
+
+def _items_of(chunk: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    first, end = chunk["first_id"], chunk["first_id"] + chunk["count"]
+    open_ranges = [(first, end)] if chunk["open"] is None else json.loads(chunk["open"])
+    keys = json.loads(chunk["keys"] or "[]")
+    for lo, hi in open_ranges:
+        for item_id in range(lo, hi):
+            deliveries, delayed = (json.loads(chunk[name] or "{}").get(str(item_id)) for name in ("deliveries", "delayed"))
+            yield item_id, (chunk["run"], deliveries, delayed, keys[item_id - first] if keys else None)
+
+
+def live(random: Random, store: Store, steps: int = STEPS) -> None:
+    with (
+        mock.patch.object(config, "LOG_BYTES_MAX", random.choice([0, 1500, 1 << 30])),
+        mock.patch.object(queues, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])),
+    ):
+        life = Life(random, store)
+        for _ in range(steps):
+            life.step()
+        life.crash()
+        life.end()
+
+
+unhurried = settings(deadline=None, derandomize=True)
+
+
+@settings(unhurried, max_examples=25)
+@given(st.randoms(use_true_random=False), st.integers(0, STEPS))
+def test_on_a_simulated_disk(random: Random, steps: int) -> None:
+    live(random, SimStore(), steps)
+
+
+@settings(unhurried, max_examples=8)
+@given(st.randoms(use_true_random=False), st.integers(0, STEPS))
+def test_on_a_real_disk(random: Random, steps: int) -> None:
+    with TemporaryDirectory() as folder:
+        live(random, RealStore(Path(folder)), steps)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_longer_life(seed: int, tmp_path: Path) -> None:
+    live(Random(seed), RealStore(tmp_path) if seed % 2 else SimStore(), 2 * STEPS)
