@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import p2pcluster
 from p2pcluster import config
-from p2pcluster.config import Address, Options, resolve_options
+from p2pcluster.config import Address, Options, parse_address, resolve_options
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.commands import lengths_blob, lengths_of
@@ -79,6 +79,8 @@ class Link:
         self._connection: BlockingConnection | None = None
         self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}
+        self._known: list[Address] = []
+        self._redirected_from: str | None = None
         self._open(time.monotonic() + timeout_s)
 
     @property
@@ -115,10 +117,23 @@ class Link:
                 continue
             if reply.fields.get("result") != "error":
                 return reply
+            if self._redirected(reply):
+                continue
             if time.monotonic() + RETRY_S >= deadline_s:
                 none = NoLeader(f"the cluster has no leader now ({reply.fields.get('text')}): look with python -m p2pcluster status")
                 raise _unknown(message, none) if unanswered else none
             time.sleep(RETRY_S)
+
+    def _redirected(self, reply: Message) -> bool:
+        """Whether the node that answered knows who leads, and that is somebody new: then he is asked next."""
+        where = reply.fields.get("leader")
+        if where is None or where == self._redirected_from:
+            self._redirected_from = None
+            return False
+        self._redirected_from = str(self.peer.facts.get("address"))
+        self._known.insert(0, parse_address(where))
+        self.close()
+        return True
 
     def request(self, message: Message, deadline_s: float) -> int:
         """Send; returns the number that the reply will have. What raises was not heard: half a frame is none."""
@@ -170,12 +185,14 @@ class Link:
         return self._connection
 
     def _dial_any(self, timeout_s: float) -> BlockingConnection:
-        addresses = find_addresses(self.options, Path.home(), socket.gethostname())
+        addresses = list(dict.fromkeys([*self._known[:1], *find_addresses(self.options, Path.home(), socket.gethostname()), *self._known[1:]]))
         failure: ClusterError = ClusterNotFound(
             f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")
         for address in addresses:
             try:
-                return dial(address.host, address.port, self._handshake(), timeout_s)
+                connection = dial(address.host, address.port, self._handshake(), timeout_s / len(addresses))
+                self._known = [address, *(parse_address(where) for where in connection.peer.facts.get("members", ()))]
+                return connection
             except (ClusterNotFound, Unavailable) as error:
                 failure = error
         raise failure

@@ -49,6 +49,7 @@ from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
 COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
 COMMIT_WEIGHT = 0.2  # of the newest commit in that average
+MEMBERS_TOLD_MAX = 20  # addresses that a client hears when it connects, to find another node when this one has gone
 TICK_S = 0.02
 IDLE_TICK_S = 0.1
 COMPACT_BYTES = 1 << 20  # copied in one slice, or a fourth of what is deleted
@@ -158,7 +159,7 @@ class Daemon:
         self._key = derive_key(key)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._led_by: tuple[str, Any] | None = None
+        self._led_by: tuple[str, int] | None = None
         self._founds_at_s = 0.0
         self._has_settled = False
         self._waiting_starts: dict[str, list[Start]] = {}
@@ -281,18 +282,13 @@ class Daemon:
 
     def _sync_leader(self) -> None:
         """Speak to whoever leads: the first thing is what this machine holds."""
-        leader, _ = self.neighbours.leader()
-        boot: Any = None
-        if leader == self.node_id:
-            boot = self.node.raft.term if self.node.is_serving else None
-        elif leader is not None and leader in self.neighbours.connected:
-            boot = self.neighbours.connected[leader].boot_id
-        led_by = (leader, boot) if leader is not None and boot is not None else None
+        led_by = self.neighbours.serving_leader()
         if led_by == self._led_by:
             return
         self._led_by = led_by
-        if led_by is None or leader is None:
+        if led_by is None:
             return
+        leader = led_by[0]
         join = Message("join", {"boot": self.boot, "name": self.name, "facts": self.facts()})
         if leader == self.node_id:
             self._on_member_message(self.node_id, join)
@@ -360,7 +356,7 @@ class Daemon:
 
     def _identity(self) -> Identity:
         return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, protocol.VERSION,
-                        p2pcluster.__version__, platform.python_version(), {"address": self.address})
+                        p2pcluster.__version__, platform.python_version(), {"address": self.address, "members": self.neighbours.addresses(MEMBERS_TOLD_MAX)})
 
     def _dial_handshake(self) -> Handshake:
         return Handshake("dial", self._key, self._identity(), secrets.token_bytes(32))

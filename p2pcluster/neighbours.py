@@ -87,6 +87,17 @@ class Neighbours:
             return None, None
         return best.leader, best.leader_address
 
+    def serving_leader(self) -> tuple[str, int] | None:
+        """Who leads and has said so himself, which he does once he serves, and in which term; only he can be worked for."""
+        assert self.node is not None, "the node is made before it has neighbours"
+        if self.node.is_serving:
+            return self.node_id, self.node.raft.term
+        said = [(hello.term, node_id) for node_id, hello in self.hellos.items()
+                if hello.leader == node_id and hello.is_here and hello.cluster_id == self.cluster_id]
+        term, leader = max(said, default=(0, None))
+        is_old = self.node_id in self.node.raft.configuration.members and term < self.node.raft.term
+        return None if leader is None or is_old else (leader, term)
+
     def address_of(self, node_id: str) -> str | None:
         """Where a member listens."""
         if node_id == self.node_id:
@@ -97,6 +108,12 @@ class Neighbours:
         assert self.node is not None, "the node is made before it has neighbours"
         member = self.node.state.members.get(node_id)
         return str(member["facts"]["address"]) if member and member["facts"].get("address") else None
+
+    def addresses(self, most: int) -> list[str]:
+        """Where other nodes of the cluster listen, as far as is known here."""
+        members = self.node.state.members if self.node is not None else {}
+        found = [self.address_of(node_id) for node_id in [*members, *self.hellos] if node_id != self.node_id]
+        return list(dict.fromkeys(address for address in found if address))[:most]
 
     def on_connected(self, identity: Identity, now_ms: int) -> None:
         self.hellos[identity.node_id] = Hello(identity, identity.cluster_id)
@@ -122,7 +139,9 @@ class Neighbours:
         """Dial whom this node should be connected to, and say who leads where that has changed."""
         assert self.node is not None, "the node is made before it has neighbours"
         self._want_members()
-        leader, address = self.leader()
+        leader, address = (self.node_id, self.address) if self.node.is_serving else self.leader()
+        if leader == self.node_id and not self.node.is_serving:
+            leader = address = None
         said = (self.cluster_id, leader, address, self.node.raft.term)
         if said != self._said:
             self._said = said
@@ -163,7 +182,7 @@ class Neighbours:
             self._on_slice(node_id, message)
         elif sender == "executor":
             self._to_leader_half(node_id, message)
-        elif node_id == self.leader()[0]:
+        elif (serving := self.serving_leader()) is not None and node_id == serving[0]:
             self._to_machine_half(message)
 
     def _on_hello(self, node_id: str, message: Message) -> None:
