@@ -578,7 +578,7 @@ class Daemon:
                          configuration=self.node.applied_configuration if checkpoint else None)
         raft = ready.raft
         return Write(tuple(raft.entries), raft.hard_state, raft.commit_index, ready.sole_voter, raft.truncate_from, checkpoint,
-                     self.node.applied_configuration if checkpoint else None, compact)
+                     compact, configuration=self.node.applied_configuration if checkpoint else None)
 
     def _after_write(self, compaction: Compaction, compacted: bool = True) -> None:
         if compacted:

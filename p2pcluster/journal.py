@@ -113,9 +113,9 @@ class Write:
     sole_voter: bool = False
     truncate_from: int | None = None
     checkpoint: Checkpoint | None = None
-    configuration: Configuration | None = None
     compact: tuple[int, int] | None = None
     meta: tuple[tuple[str, Any], ...] = ()
+    configuration: Configuration | None = None
 
 
 @dataclass(frozen=True, slots=True)
