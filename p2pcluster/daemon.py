@@ -410,6 +410,7 @@ class Daemon:
 
     def _close(self) -> None:
         self._end_processes()
+        self.node.admit_all()
         self._pump()
         while self._committer.is_busy:
             self._committer.wait()

@@ -729,7 +729,7 @@ def last_commit_idx(db: sqlite3.Connection, meta: dict[str, Any]) -> int:
     """How far a journal's log is known to be committed."""
     row = db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
     in_log: int = row[0] if row and isinstance(row[0], int) else 0
-    return max(in_log, meta["commit_idx"], meta["applied_idx"])
+    return max(in_log, int(meta["commit_idx"]), int(meta["applied_idx"]))
 
 
 def apply_entry(state: State, entry: Entry) -> None:

@@ -1,10 +1,10 @@
 """Shows what a user's value holds without running anything of the user's.
 
-Decided here alone: which pickles are plain data (None, bool, int, float, str, bytes, bytearray, list, tuple, dict, set,
-frozenset, and the dates and times of `datetime`), and how a value is written for a reader. The bytes are read by a small machine
-of its own that knows the opcodes of plain data and no others: it imports nothing and calls nothing but `datetime`'s constructors,
-so whatever else a pickle asks for is shown by its disassembly. What is shown is bounded, since a few bytes can stand for a value
-without an end. It refuses to know where bytes come from.
+Decided here alone: which pickles are plain data (None, bool, int, float, str, bytes, bytearray, list, tuple, dict,
+set, frozenset, and the dates and times of `datetime`), and how a value is written for a reader. The bytes are read by
+a small machine of its own that knows the opcodes of plain data and no others: it imports nothing and calls nothing
+but `datetime`'s constructors, so whatever else a pickle asks for is shown by its disassembly. What is shown is
+bounded, since a few bytes can stand for a value without an end. It refuses to know where bytes come from.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def show(body: bytes, codec: str = "pickle") -> str:
 
 
 def show_json(body: bytes, codec: str = "pickle") -> dict[str, Any]:
-    """A value for programs: `value` where JSON can say it exactly, `python` for other plain data, else `not_plain` with the
-    reason and `disassembly`, a list of lines."""
+    """A value for programs: `value` where JSON can say it exactly, `python` for other plain data, else `not_plain` with
+    the reason and `disassembly`, a list of lines."""
     try:
         value = _read(body, codec)
     except NotPlain as reason:
@@ -76,7 +76,7 @@ def disassemble(body: bytes, codec: str = "pickle") -> list[str]:
         return [render(body[:200])]
     lines = _Lines()
     try:
-        pickletools.dis(body[:READ_BYTES_MAX], lines)  # type: ignore[arg-type]
+        pickletools.dis(body[:READ_BYTES_MAX], lines)
     except _Enough:
         return [*lines.text.splitlines()[:DISASSEMBLY_LINES_MAX], "..."]
     except (ValueError, IndexError, OverflowError) as error:
@@ -153,6 +153,12 @@ class _Machine:
     def _constant(self, argument: Any) -> None:
         self._push(argument)
 
+    def _skip(self, argument: Any) -> None:
+        pass
+
+    def _bytearray(self, argument: Any) -> None:
+        self._push(bytearray(argument))
+
     def _mark(self, argument: Any) -> None:
         self._marks.append(self._stack)
         self._stack = []
@@ -226,7 +232,7 @@ class _Machine:
             raise NotPlain(f"it adds to a {type(target).__name__} as if it were a {kind.__name__}")
         return target
 
-    def _global(self, argument: str) -> None:
+    def _global(self, argument: Any) -> None:
         module, _, name = argument.partition(" ")
         self._push(_Class((module, name)))
 
@@ -254,11 +260,14 @@ class _Class:
 
 
 def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
-    constants = ("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-                 "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8")
+    constants = ("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
+                 "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8")
     steps: dict[str, Callable[[_Machine, Any], None]] = dict.fromkeys(constants.split(), _Machine._constant)
-    for name, make in (("NONE", lambda: None), ("NEWTRUE", lambda: True), ("NEWFALSE", lambda: False), ("EMPTY_LIST", list),
-                       ("EMPTY_TUPLE", tuple), ("EMPTY_DICT", dict), ("EMPTY_SET", set)):
+    makers: dict[str, Callable[[], Any]] = {
+        "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
+        "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set,
+    }
+    for name, make in makers.items():
         steps[name] = lambda machine, argument, make=make: machine._push(make())  # type: ignore[misc]
     for name in ("PUT", "BINPUT", "LONG_BINPUT"):
         steps[name] = _Machine._put
@@ -267,11 +276,12 @@ def _steps() -> dict[str, Callable[[_Machine, Any], None]]:
     for count in (1, 2, 3):
         steps[f"TUPLE{count}"] = lambda machine, argument, count=count: machine._tuple(count)  # type: ignore[misc]
     steps |= {
-        "BYTEARRAY8": lambda machine, argument: machine._push(bytearray(argument)), "TUPLE": lambda machine, argument: machine._tuple(None),
-        "PROTO": lambda machine, argument: None, "FRAME": lambda machine, argument: None,
-        "MARK": _Machine._mark, "POP": _Machine._drop, "POP_MARK": _Machine._drop_mark, "DUP": _Machine._dup, "MEMOIZE": _Machine._memoize,
+        "PROTO": _Machine._skip, "FRAME": _Machine._skip,
+        "MARK": _Machine._mark, "POP": _Machine._drop, "POP_MARK": _Machine._drop_mark, "DUP": _Machine._dup,
+        "MEMOIZE": _Machine._memoize, "BYTEARRAY8": _Machine._bytearray,
+        "TUPLE": lambda machine, argument: machine._tuple(None), "FROZENSET": _Machine._frozenset,
         "LIST": _Machine._list, "APPEND": _Machine._append, "APPENDS": _Machine._appends, "DICT": _Machine._dict,
-        "SETITEM": _Machine._set_item, "SETITEMS": _Machine._set_items, "ADDITEMS": _Machine._add_items, "FROZENSET": _Machine._frozenset,
+        "SETITEM": _Machine._set_item, "SETITEMS": _Machine._set_items, "ADDITEMS": _Machine._add_items,
         "GLOBAL": _Machine._global, "STACK_GLOBAL": _Machine._stack_global, "REDUCE": _Machine._reduce,
     }
     return steps

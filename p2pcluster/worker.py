@@ -528,13 +528,16 @@ class SourceRunner:
                 self._flush(wait=full)
 
     def _flush(self, wait: bool) -> None:
-        """Put what has come together. With all batches in flight it goes on growing, or waits when it must."""
+        """Put what has come together. With all batches in flight it goes on growing, or waits when it must.
+
+        A source that is told to stop puts the rest all the same: a function would not give it again.
+        """
         while self._seq - self._acked >= config.SOURCE_BATCHES_IN_FLIGHT and not self._stop:
             if not wait:
                 return
             self._lock.wait()
         count = len(self._buffer)
-        if (count or self._cursor is not None) and not self._stop:
+        if count or self._cursor is not None:
             taken = self._buffer[:count]
             del self._buffer[:count]  # in place, and no more than was taken: the source may go on appending meanwhile
             self._large_bytes = 0
@@ -585,8 +588,11 @@ class SourceRunner:
         """Put what stays behind when the source is silent after a burst. A value that cannot be put is left for the source's thread,
         whose error it is."""
         seen = 0
-        while not self._stop:
+        stopping = False
+        while not stopping:
             time.sleep(config.SOURCE_FLUSH_S)
+            stopping = self._stop  # then the last look is now: the source may stay in its function until it is killed
+            seen = len(self._buffer) if stopping else seen
             if len(self._buffer) == seen > 0 and first_refused(self._buffer[:seen]) is None:
                 with self._lock:
                     self._flush(wait=False)

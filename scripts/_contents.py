@@ -1,8 +1,8 @@
 """What two states must agree in, whatever way their chunks were cut.
 
-How chunks lie together is each node's own affair: a checkpoint joins small ones, a replay of the log does not. Decided here is what
-remains when that is left out: every row of every other table, and for each queue its items (ids, runs, keys, sizes, bytes), told as one
-short value each, so that what differs can be named.
+How chunks lie together is each node's own affair: a checkpoint joins small ones, a replay of the log does not.
+Decided here is what remains when that is left out: every row of every other table, and for each queue its items (ids,
+runs, keys, sizes, bytes), told as one short value each, so that what differs can be named.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _items(queue: QueueState, bodies: Bodies) -> dict[str, Any]:
         for item_id, key in _keys(chunk, found):
             keys_hash.update(json.dumps([item_id, key]).encode())
     return {
-        "ready": list(queue.ready), "delayed": dict(sorted(queue.delayed.items())), "deliveries": dict(sorted(queue.deliveries.items())),
+        "ready": list(queue.ready), "delayed": dict(sorted(queue.delayed.items())),
+        "deliveries": dict(sorted(queue.deliveries.items())),
         "runs": {run: list(ranges) for run, ranges in sorted(runs.items())},
         "known keys": hashlib.blake2b(b"".join(sorted(queue.keys)), digest_size=8).hexdigest(),
         "lengths": lengths_hash.hexdigest(), "bodies": bodies_hash.hexdigest(), "item keys": keys_hash.hexdigest(),
@@ -91,14 +92,16 @@ def first_difference(ours: Contents, theirs: Contents, whose: tuple[str, str]) -
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else "nothing" if value is None else value.hex() if isinstance(value, bytes) else repr(value)
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
     return text if len(text) <= 100 else text[:100] + "..."
 
 
 def digest(contents: Contents, meta: dict[str, Any], chain: bytes) -> str:
     """One short text for all of it: two journals of which it is equal hold the same."""
-    bookkeeping = {"clean_idx", "clean_chain", "commit_idx", "applied_idx", "applied_term", "applied_at_ms", "applied_hash"}
-    kept = {key: value for key, value in meta.items() if key not in bookkeeping and not key.startswith(("sum_", "base_"))}
+    bookkeeping = ("clean_", "commit_", "applied_", "sum_", "base_")
+    kept = {key: value for key, value in meta.items() if not key.startswith(bookkeeping)}
     whole = hashlib.blake2b(chain, digest_size=8)
     for part in (*sorted(kept.items()), *sorted(contents.items(), key=repr)):
         whole.update(repr(part).encode())

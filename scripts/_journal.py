@@ -1,9 +1,11 @@
-"""What the scripts that look at a journal share: which file is meant, how it is read without being touched, and how a run ends.
+"""What the scripts that look at a journal share: which file is meant, how it is read without being touched, and how a
+run ends.
 
-A file is read in one transaction, over a connection that cannot write. A node may be writing to it meanwhile: SQLite keeps
-such a reader's view whole, but the write-ahead log is also read past SQLite, and there a node that starts the log anew can look like
-damage. So what looks like damage in a file that has changed since is looked at again. A longer reading keeps the write-ahead log of a
-running node from being emptied; who wants to take time looks at a copy (`python -m p2pcluster backup FILE`).
+A file is read in one transaction, over a connection that cannot write. A node may be writing to it meanwhile: SQLite
+keeps such a reader's view whole, but the write-ahead log is also read past SQLite, and there a node that starts the
+log anew can look like damage. So what looks like damage in a file that has changed since is looked at again. A longer
+reading keeps the write-ahead log of a running node from being emptied; who wants to take time looks at a copy
+(`python -m p2pcluster backup FILE`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from p2pcluster.core.log import CONFIG  # noqa: E402
 from p2pcluster.core.queues import Chunk, QueueState, State  # noqa: E402
 from p2pcluster.core.quorum import Configuration  # noqa: E402
 from p2pcluster.errors import ClusterError, JournalCorrupt, JournalError, UnknownName  # noqa: E402
-from p2pcluster.journal import JournalReader, MarkSlot, check_format, corrupt, read_bodies, read_mark, scan_for_damage  # noqa: E402
+from p2pcluster.journal import (  # noqa: E402
+    JournalReader,
+    MarkSlot,
+    check_format,
+    corrupt,
+    read_bodies,
+    read_mark,
+    scan_for_damage,
+)
 
 LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.1
@@ -71,7 +81,7 @@ def place_of(words: str) -> Place:
 
 
 def connect(place: Place) -> sqlite3.Connection:
-    """A connection that cannot write. Without a write-ahead log no node runs here, and then SQLite shall not make one to read the file."""
+    """A connection that cannot write. Without a write-ahead log no node runs here: SQLite shall not make one."""
     mode = "mode=ro" if place.wal.exists() else "immutable=1"
     return sqlite3.connect(f"{place.journal.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
 
@@ -84,7 +94,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         name = getattr(error, "sqlite_errorname", None) or ""
         if name.startswith(("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")):
-            raise JournalError(f"{path} cannot be read ({error}): check who owns it and its folder, or look at a copy") from error
+            raise JournalError(f"{path} cannot be read ({error}): check who owns it and its folder, or look at a copy"
+                               ) from error
         raise corrupt(path, f"SQLite says: {error}") from error
     except UnicodeDecodeError as error:  # its message names what it cannot read, and the driver cannot read the message
         raise corrupt(path, "its schema cannot be read") from error
@@ -102,7 +113,7 @@ def look_again(place: Place, look: Callable[[], T], is_bad: Callable[[T], bool])
 
 
 class View:
-    """A journal as it is now: the tables with the committed tail of the log applied, and the bytes of items. Close it soon."""
+    """A journal as it is now: its tables with the log's committed tail applied, and the bytes of items. Close soon."""
 
     def __init__(self, place: Place) -> None:
         """Raises `JournalCorrupt`, `JournalError`."""
@@ -144,8 +155,10 @@ class View:
     def codec(self, queue: QueueState) -> str:
         """How the values of a queue are written."""
         pipeline = self.state.pipelines.get(queue.pipeline)
-        records = pipeline.manifest["queues"] if pipeline else []
-        return next((record["codec"] for record in records if queue.name == f"{queue.pipeline}/{record['name']}"), "pickle")
+        for record in pipeline.manifest["queues"] if pipeline else ():
+            if queue.name == f"{queue.pipeline}/{record['name']}":
+                return str(record["codec"])
+        return "pickle"
 
     def bodies(self, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
         return bodies_of(self.db, self.place.journal, queue, chunk)

@@ -3,14 +3,14 @@
     python scripts/journal_check.py HOME               a node's home; the node may run
     python scripts/journal_check.py FILE               a journal, or a copy of one
 
-Looked at: the write-ahead log, which SQLite would cut at the first bad frame without a word; SQLite's own integrity check; the CRC of
-every row and the sums of the tables; the chain of the log and how it counts on; the mark beside the file; the log replayed by the core's
-own code and compared with the tables (all of it, where it goes back to the start, else what the tables lack); the bytes of every item
-that is not finished and of every bundle. The last word of the line that says "whole" stands for all of that: two journals in which it is
-equal hold the same.
+Looked at: the write-ahead log, which SQLite would cut at the first bad frame without a word; SQLite's own integrity
+check; the CRC of every row and the sums of the tables; the chain of the log and how it counts on; the mark beside the
+file; the log replayed by the core's own code and compared with the tables (all of it, where it goes back to the
+start, else what the tables lack); the bytes of every item that is not finished and of every bundle. The last word of
+the line that says "whole" stands for all of that: two journals in which it is equal hold the same.
 
-Exit code 0: whole. 1: damaged, each problem in a line of its own with the first entry that is bad, if it is one of the log's. The file is
-never changed, and no value is ever loaded.
+Exit code 0: whole. 1: damaged, each problem in a line of its own with the first entry that is bad, if it is one of
+the log's. The file is never changed, and no value is ever loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from p2pcluster.wal import scan_wal
 
 SQLITE_PROBLEMS_MAX = 20
 _FORMATS = ((1, 1), (2, 2))  # bytes 18 and 19 of an SQLite file: a rollback journal, or a write-ahead log
-_NOT_AS_WRITTEN = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError, ClusterError)  # of rows that are whole
+_NOT_AS_WRITTEN = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError, ClusterError)  # of whole rows
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,15 @@ class Report:
     def __str__(self) -> str:
         if self.problems:
             return "\n".join(map(str, self.problems))
-        entries = f"{self.last - self.first + 1} entries" + (f" ({self.first} to {self.last})" if self.last >= self.first else "")
+        count = self.last - self.first + 1
+        entries = f"{count} entries" + (f" ({self.first} to {self.last})" if count else "")
         replayed = "replayed from the start" if self.from_start else "the start is compacted away"
         return (f"whole: {entries}, {self.open} items open, {self.parked} parked, {self.queues} queues; {replayed}; "
                 f"contents {self.digest}")
 
 
 def check(place: Place) -> Report:
-    """Look at everything. Raises `JournalError` when the file cannot be read at all, or is no journal of this version."""
+    """Look at everything. Raises `JournalError` when the file cannot be read, or is no journal of this version."""
     return look_again(place, lambda: _Check(place).run(), lambda report: not report.is_whole)
 
 
@@ -188,7 +189,8 @@ class _Check:
         except _NOT_AS_WRITTEN as error:
             raise journal.corrupt(self._path, f"table {table} does not make sense: {_named(error)}") from error
 
-    def _log(self, db: sqlite3.Connection, meta: dict[str, Any], tables: State | None, slot: journal.MarkSlot | None) -> None:
+    def _log(self, db: sqlite3.Connection, meta: dict[str, Any], tables: State | None,
+             slot: journal.MarkSlot | None) -> None:
         report = self._report
         report.first, report.last = meta["base_idx"] + 1, meta["base_idx"]
         replay = _Replay(self._path, db, meta, tables)
@@ -229,7 +231,8 @@ class _Check:
             if index > last:
                 self._add(f"the {name} at entry {index} and the log ends at {last}", last + 1)
         if meta["applied_idx"] < meta["base_idx"]:
-            self._add(f"the log was compacted up to entry {meta['base_idx']} and the tables stand at {meta['applied_idx']}")
+            self._add(f"the log was compacted up to entry {meta['base_idx']} and the tables stand at "
+                      f"{meta['applied_idx']}")
 
     def _finish(self, replay: _Replay, meta: dict[str, Any], chain: bytes) -> None:
         contents, state = replay.contents(), replay.state
@@ -243,7 +246,7 @@ class _Check:
 
 
 class _Replay:
-    """Applies the log to the tables' state, and where it goes back to the start to an empty one, and compares the two."""
+    """Applies the log to the tables' state, and where it is whole to an empty one, and compares the two."""
 
     def __init__(self, path: Path, db: sqlite3.Connection, meta: dict[str, Any], tables: State | None) -> None:
         self.db = db
@@ -289,7 +292,8 @@ class _Replay:
         other = contents_of(self._anew, self._bodies)
         difference = first_difference(other, self._compared, ("the log makes", "the tables hold"))
         if difference is not None:
-            raise journal.corrupt(self._path, f"at entry {self._anew.applied_idx} the tables are not what the log makes: {difference}")
+            raise journal.corrupt(
+                self._path, f"at entry {self._anew.applied_idx} the tables are not what the log makes: {difference}")
 
     def contents(self) -> Contents:
         """What the tables stand for now. Raises `JournalCorrupt` where bytes are missing."""
@@ -303,7 +307,8 @@ class _Replay:
     def _bodies(self, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
         lengths, body = bodies_of(self.db, self._path, queue, chunk)
         if not sizes_are_right(chunk, lengths, body):
-            raise journal.corrupt(self._path, f"the bytes of {queue} {chunk.first} are not as many as its row says", chunk.entry or None)
+            raise journal.corrupt(
+                self._path, f"the bytes of {queue} {chunk.first} are not as many as its row says", chunk.entry or None)
         return lengths, body
 
 

@@ -7,8 +7,9 @@
     python scripts/journal_show.py HOME --parked               parked items: why, traceback, last lines of stderr, value
     python scripts/journal_show.py HOME --queues               the queues alone
 
-HOME is a node's home, or a journal, or a copy of one; the node may run. --json prints JSON lines. No value is ever loaded: plain data is
-shown as such, anything else by its disassembly. Times are the cluster's own, which counts on while a node runs.
+HOME is a node's home, or a journal, or a copy of one; the node may run. --json prints JSON lines. No value is ever
+loaded: plain data is shown as such, anything else by its disassembly. Times are the cluster's own, which counts on
+while a node runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from p2pcluster.core.commands import decode_commands, read_ports
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.messages import decode_configuration
 from p2pcluster.core.queues import Chunk, QueueState
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.safe_values import show, show_json
 
 LOOK_S = 0.2  # between two looks at a journal that is followed
@@ -42,21 +44,25 @@ Record = dict[str, Any]
 
 def entry_record(entry: Entry, committed: bool) -> Record:
     """An entry for programs; bodies of values are counted and not shown."""
-    record: Record = {"index": entry.index, "term": entry.term, "at_ms": entry.at_ms, "kind": KINDS.get(entry.kind, entry.kind),
-                      "bytes": len(entry.body), "committed": committed}
+    record: Record = {"index": entry.index, "term": entry.term, "at_ms": entry.at_ms,
+                      "kind": KINDS.get(entry.kind, entry.kind), "bytes": len(entry.body), "committed": committed}
     if entry.kind == COMMANDS:
         record["commands"] = [_command(message) for message, _ in decode_commands(entry.body)]
     elif entry.kind == CONFIG:
-        configuration = decode_configuration(entry.body)
-        record["configuration"] = {name: list(getattr(configuration, name)) for name in ("voters", "voters_old", "learners")}
+        record["configuration"] = _configuration(decode_configuration(entry.body))
     return record
+
+
+def _configuration(found: Configuration) -> Record:
+    return {name: list(getattr(found, name)) for name in ("voters", "voters_old", "learners")}
 
 
 def _command(message: Any) -> Record:
     fields = dict(message.fields)
     if "ports" in fields:
         fields["ports"] = [
-            {"queues": list(port.queues), "items": len(port.lengths) // 4, "bytes": len(port.body), **({"keyed": True} if port.keys else {})}
+            {"queues": list(port.queues), "items": len(port.lengths) // 4, "bytes": len(port.body),
+             **({"keyed": True} if port.keys else {})}
             for port, _ in read_ports(message.fields["ports"], message.blobs)
         ]
     elif message.blobs:
@@ -67,7 +73,8 @@ def _command(message: Any) -> Record:
 def entry_lines(record: Record) -> Iterator[str]:
     """The same for people."""
     note = "" if record["committed"] else "  not committed"
-    yield f"{record['index']}  term {record['term']}  at {seconds(record['at_ms'])}  {record['kind']}  {size(record['bytes'])}{note}"
+    yield (f"{record['index']}  term {record['term']}  at {seconds(record['at_ms'])}  {record['kind']}  "
+           f"{size(record['bytes'])}{note}")
     for command in record.get("commands", ()):
         words = {name: value for name, value in command.items() if name != "command" and value is not None}
         yield _cut(f"    {command['command']} {json.dumps(words, ensure_ascii=False)}")
@@ -94,9 +101,10 @@ def _entries(shown: View, after: int) -> Iterator[Entry]:
 
 
 def followed(place: Place, before: int, count: int | None) -> Iterator[Record]:
-    """The last `before` committed entries, then those that follow as they are committed, `count` in all. It never ends by itself.
+    """The last `before` committed entries, then those that follow as they are committed: `count` in all, or no end.
 
-    Each look is brief and over a connection of its own; where the log was compacted meanwhile, it goes on at what is there.
+    Each look is brief and over a connection of its own. Where the log was compacted meanwhile, it goes on at what is
+    there.
     """
     with view(place) as shown:
         last = max(shown.reader.meta["base_idx"], shown.reader.commit_index - before)
@@ -118,10 +126,11 @@ def _committed_after(place: Place, last: int) -> list[Entry]:
             db.execute("BEGIN")
             meta = journal.read_meta(db, place.journal)
             after = max(last, meta["base_idx"])
-            row = db.execute("SELECT chain FROM journal WHERE idx = ?", (after,)).fetchone()
-            chain = row[0] if row else meta["base_chain"]
+            found = db.execute("SELECT chain FROM journal WHERE idx = ?", (after,)).fetchone()
+            chain = found[0] if found else meta["base_chain"]
             commit_idx = journal.last_commit_idx(db, meta)
-            return [found.entry for found in journal.read_log(db, place.journal, after, chain) if found.entry.index <= commit_idx]
+            rows = journal.read_log(db, place.journal, after, chain)
+            return [row.entry for row in rows if row.entry.index <= commit_idx]
     finally:
         db.close()
 
@@ -141,8 +150,8 @@ def items_of(shown: View, queue: QueueState, parked_only: bool = False) -> Itera
                 if parked_only and item_id not in queue.parked:
                     continue
                 value = bytes(chunk.slice_of(lengths, body, item_id, item_id + 1)[1])
-                record = {**_where(shown, queue, chunk, item_id), "key": keys[item_id - chunk.first], "bytes": len(value)}
-                yield record, value
+                key = keys[item_id - chunk.first]
+                yield {**_where(shown, queue, chunk, item_id), "key": key, "bytes": len(value)}, value
 
 
 def _where(shown: View, queue: QueueState, chunk: Chunk, item_id: int) -> Record:
@@ -168,7 +177,8 @@ def item_lines(record: Record, value: str) -> Iterator[str]:
         words.append(f"by node {record['lease']['node']}, take {record['lease']['seq']}")
     if "due_in_ms" in record:
         words.append(f"due in {seconds(max(0, record['due_in_ms']))}")
-    words += [f"put {seconds(record['age_ms'])} before the last entry", f"deliveries {record['deliveries']}", size(record["bytes"])]
+    words += [f"put {seconds(record['age_ms'])} before the last entry", f"deliveries {record['deliveries']}",
+              size(record["bytes"])]
     if record["key"] is not None:
         words.append(f"key {record['key']!r}")
     yield "  ".join(words)
@@ -191,8 +201,8 @@ def item_lines(record: Record, value: str) -> Iterator[str]:
 def queue_record(shown: View, queue: QueueState) -> Record:
     oldest_ms = queue.oldest_ms()
     return {"queue": queue.name, "ready": len(queue.ready), "leased": len(queue.leases), "delayed": len(queue.delayed),
-            "parked": len(queue.parked), "put": queue.put, "done": queue.done, "next_id": queue.next_id, "closed": queue.closed,
-            "open_bytes": queue.open_bytes, "keys": len(queue.keys),
+            "parked": len(queue.parked), "put": queue.put, "done": queue.done, "next_id": queue.next_id,
+            "closed": queue.closed, "open_bytes": queue.open_bytes, "keys": len(queue.keys),
             "oldest_ms": None if oldest_ms is None else max(0, shown.state.at_ms - oldest_ms)}
 
 
@@ -202,7 +212,9 @@ def queue_lines(records: list[Record]) -> Iterator[str]:
     width = max((len(record["queue"]) for record in records), default=0)
     for record in records:
         counts = "  ".join(f"{name} {record[name]}" for name in names)
-        oldest = "" if record["oldest_ms"] is None else f"  {size(record['open_bytes'])}  oldest {seconds(record['oldest_ms'])}"
+        oldest = ""
+        if record["oldest_ms"] is not None:
+            oldest = f"  {size(record['open_bytes'])}  oldest {seconds(record['oldest_ms'])}"
         yield f"{record['queue']:<{width}}  {counts}{oldest}{'  closed' if record['closed'] else ''}"
 
 
@@ -212,17 +224,19 @@ def overview(shown: View) -> Record:
     meta = reader.meta
     configuration = shown.configuration()
     return {
-        "journal": str(shown.place.journal), "format": meta["format"], "node": meta.get("node_id"), "cluster": meta.get("cluster_name"),
-        "cluster_id": meta.get("cluster_id"), "term": meta["term"], "voted_for": meta["voted_for"],
+        "journal": str(shown.place.journal), "format": meta["format"], "node": meta.get("node_id"),
+        "cluster": meta.get("cluster_name"), "cluster_id": meta.get("cluster_id"), "term": meta["term"],
+        "voted_for": meta["voted_for"],
         "log": {"first": meta["base_idx"] + 1, "last": reader.last_index, "committed": reader.commit_index,
                 "tables_at": meta["applied_idx"], "bytes": reader.log_bytes},
         "closed_in_order": meta["clean_idx"] is not None, "state_hash": state.hash.hex(),
-        "configuration": None if configuration is None else {
-            name: list(getattr(configuration, name)) for name in ("voters", "voters_old", "learners")},
+        "configuration": None if configuration is None else _configuration(configuration),
         "members": [{"node": node, **member} for node, member in sorted(state.members.items())],
-        "pipelines": [{"name": p.name, "version": p.version, "run": p.run, "state": p.state, "params": p.params, "origin": p.origin}
+        "pipelines": [{"name": p.name, "version": p.version, "run": p.run, "state": p.state, "params": p.params,
+                       "origin": p.origin}
                       for p in state.pipelines.values()],
-        "producers": [{"producer": key, "epoch": p.epoch, "seq": p.seq, "count": p.count, "finished": p.finished, "node": p.node}
+        "producers": [{"producer": key, "epoch": p.epoch, "seq": p.seq, "count": p.count, "finished": p.finished,
+                       "node": p.node}
                       for key, p in sorted(state.producers.items())],
         "queues": [queue_record(shown, queue) for queue in state.queues.values()],
     }
@@ -231,20 +245,22 @@ def overview(shown: View) -> Record:
 def overview_lines(found: Record) -> Iterator[str]:
     """The same for people."""
     log = found["log"]
-    yield f"journal   {found['journal']}, format {found['format']}, {'closed in order' if found['closed_in_order'] else 'in use or killed'}"
+    closed = "closed in order" if found["closed_in_order"] else "in use or killed"
+    yield f"journal   {found['journal']}, format {found['format']}, {closed}"
     yield f"node      {found['node']} of cluster {found['cluster']} ({found['cluster_id']})"
     yield f"term      {found['term']}, voted for {found['voted_for']}"
-    yield (f"log       entries {log['first']} to {log['last']}, committed up to {log['committed']}, in the tables up to {log['tables_at']}, "
-           f"{size(log['bytes'])}")
+    yield (f"log       entries {log['first']} to {log['last']}, {size(log['bytes'])}; committed up to "
+           f"{log['committed']}, in the tables up to {log['tables_at']}")
     yield f"voters    {_voters(found['configuration'])}"
     for member in found["members"]:
         yield _cut(f"member    {member['node']} {member['name']} {json.dumps(member['facts'])}")
     for pipeline in found["pipelines"]:
-        yield _cut(f"pipeline  {pipeline['name']} version {pipeline['version'][:12]}, run {pipeline['run']} {pipeline['state']}, "
-                   f"params {json.dumps(pipeline['params'])}")
+        yield _cut(f"pipeline  {pipeline['name']} version {pipeline['version'][:12]}, run {pipeline['run']} "
+                   f"{pipeline['state']}, params {json.dumps(pipeline['params'])}")
     for producer in found["producers"]:
-        yield _cut(f"producer  {producer['producer']} epoch {producer['epoch']}, {producer['count'] or producer['seq']} "
-                   f"{'values' if producer['count'] else 'puts'}{', finished' if producer['finished'] else ''}")
+        made = f"{producer['count']} values" if producer["count"] else f"{producer['seq']} puts"
+        finished = ", finished" if producer["finished"] else ""
+        yield _cut(f"producer  {producer['producer']} epoch {producer['epoch']}, {made}{finished}")
     yield from (f"queue     {line}" for line in queue_lines(found["queues"]))
 
 
@@ -321,7 +337,7 @@ def main() -> int:
     what.add_argument("--queues", action="store_true", help="the queues")
     parser.add_argument("--json", action="store_true", help="JSON lines")
     parser.add_argument("-n", type=int, metavar="N", help="the last N entries, or the first N items")
-    parser.add_argument("--follow", action="store_true", help="with --entries: go on with those that are committed from now on")
+    parser.add_argument("--follow", action="store_true", help="with --entries: go on with what is committed")
     parser.add_argument("--count", type=int, metavar="N", help="with --follow: end after N entries")
     args = parser.parse_args()
     if args.follow and not args.entries:

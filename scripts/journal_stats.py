@@ -3,9 +3,10 @@
     python scripts/journal_stats.py HOME            a node's home, or a journal, or a copy of one; the node may run
     python scripts/journal_stats.py HOME --json     one JSON object
 
-Entries and rates are those of the log as far as it goes back; items that came and went before that are in the queues' own counts alone.
-What a command asked for is counted, also where it changed nothing because something else had been faster. An entry is a commit, save
-where a slow disk let several queue up. Times are the cluster's own, which counts on while a node runs. No value is ever loaded.
+Entries and rates are those of the log as far as it goes back; items that came and went before that are in the queues'
+own counts alone. What a command asked for is counted, also where it changed nothing because something else had been
+faster. An entry is a commit, save where a slow disk let several queue up. Times are the cluster's own, which counts
+on while a node runs. No value is ever loaded.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class _Tally:
 def _items_put(message: Message) -> int:
     if "ports" not in message.fields:
         return 0
-    return sum(len(port.lengths) // 4 * len(port.queues) for port, _ in read_ports(message.fields["ports"], message.blobs))
+    ports = read_ports(message.fields["ports"], message.blobs)
+    return sum(len(port.lengths) // 4 * len(port.queues) for port, _ in ports)
 
 
 def stats(shown: View) -> Record:
@@ -72,20 +74,25 @@ def stats(shown: View) -> Record:
     for row in shown.db.execute("SELECT at_ms, kind, body FROM journal ORDER BY idx"):
         tally.entry(*row)
     reader, state, path = shown.reader, shown.state, shown.place.journal
-    (page_bytes,), (free_pages,) = (shown.db.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "freelist_count"))
+    (page_bytes,) = shown.db.execute("PRAGMA page_size").fetchone()
+    (free_pages,) = shown.db.execute("PRAGMA freelist_count").fetchone()
     return {
         "journal": str(path), "file_bytes": path.stat().st_size, "free_bytes": page_bytes * free_pages,
         "wal_bytes": shown.place.wal.stat().st_size if shown.place.wal.exists() else 0,
         "log": {"first": reader.meta["base_idx"] + 1, "last": reader.last_index, "committed": reader.commit_index,
                 "tables_at": reader.meta["applied_idx"], "bytes": reader.log_bytes},
-        "entries": {name: {"count": count, "bytes": tally.kind_bytes[name]} for name, count in tally.kinds.most_common()},
-        "commands": {name: {"count": count, "blob_bytes": tally.command_bytes[name]} for name, count in tally.commands.most_common()},
-        "entry_bytes": _spread(tally.entry_bytes), "items_put_per_entry": _spread([count for count in tally.put if count]),
+        "entries": {name: {"count": count, "bytes": tally.kind_bytes[name]}
+                    for name, count in tally.kinds.most_common()},
+        "commands": {name: {"count": count, "blob_bytes": tally.command_bytes[name]}
+                     for name, count in tally.commands.most_common()},
+        "entry_bytes": _spread(tally.entry_bytes),
+        "items_put_per_entry": _spread([count for count in tally.put if count]),
         "items_done_per_entry": _spread([count for count in tally.done if count]),
         "tables": {table: _table(shown, table) for table in ("journal", *TABLES, "meta")},
         "queues": [
             {"queue": queue.name, "ready": len(queue.ready), "leased": len(queue.leases), "delayed": len(queue.delayed),
-             "parked": len(queue.parked), "put": queue.put, "done": queue.done, "open_bytes": queue.open_bytes, "chunks": len(queue.chunks),
+             "parked": len(queue.parked), "put": queue.put, "done": queue.done, "open_bytes": queue.open_bytes,
+             "chunks": len(queue.chunks),
              "oldest_ms": None if (oldest := queue.oldest_ms()) is None else max(0, state.at_ms - oldest)}
             for queue in state.queues.values()
         ],
@@ -98,7 +105,8 @@ def _spread(values: list[int]) -> Record | None:
         return None
     values = sorted(values)
     at = {name: values[min(len(values) - 1, len(values) * share // 100)] for name, share in (("p50", 50), ("p99", 99))}
-    return {"count": len(values), "sum": sum(values), "mean": round(sum(values) / len(values), 1), **at, "max": values[-1]}
+    mean = round(sum(values) / len(values), 1)
+    return {"count": len(values), "sum": sum(values), "mean": mean, **at, "max": values[-1]}
 
 
 def _table(shown: View, table: str) -> Record:
@@ -122,8 +130,9 @@ def _rates(tally: _Tally) -> Iterator[Record]:
         sums[number, "put"] += put
         sums[number, "done"] += done
     for number in range((end - start - 1) // stretch_ms + 1):
-        per_s = {name: round(sums[number, name] * 1000 / stretch_ms, 1) for name in ("entries", "put", "done")}
-        yield {"from_ms": start + number * stretch_ms, "ms": stretch_ms, **{f"{name}_per_s": rate for name, rate in per_s.items()}}
+        per_s = {f"{name}_per_s": round(sums[number, name] * 1000 / stretch_ms, 1)
+                 for name in ("entries", "put", "done")}
+        yield {"from_ms": start + number * stretch_ms, "ms": stretch_ms, **per_s}
 
 
 # ---- for people
@@ -134,8 +143,8 @@ def lines_of(found: Record) -> Iterator[str]:
     log = found["log"]
     yield (f"{found['journal']}: {size(found['file_bytes'])}, of it {size(found['free_bytes'])} free; write-ahead log "
            f"{size(found['wal_bytes'])}")
-    yield (f"log       entries {log['first']} to {log['last']}, {size(log['bytes'])}; committed up to {log['committed']}, in the tables up to "
-           f"{log['tables_at']}")
+    yield (f"log       entries {log['first']} to {log['last']}, {size(log['bytes'])}; committed up to "
+           f"{log['committed']}, in the tables up to {log['tables_at']}")
     for name, record in found["entries"].items():
         yield f"  {name:<14} {record['count']:>9,}  {size(record['bytes']):>9}"
     for name, record in found["commands"].items():
@@ -150,9 +159,9 @@ def lines_of(found: Record) -> Iterator[str]:
     yield "queues"
     for queue in found["queues"]:
         oldest = "" if queue["oldest_ms"] is None else f", oldest {seconds(queue['oldest_ms'])}"
-        yield (f"  {queue['queue']}: ready {queue['ready']:,}, leased {queue['leased']:,}, delayed {queue['delayed']:,}, parked "
-               f"{queue['parked']:,}, about {size(queue['open_bytes'])} in {queue['chunks']:,} chunks{oldest}; put {queue['put']:,}, done "
-               f"{queue['done']:,}")
+        counts = ", ".join(f"{name} {queue[name]:,}" for name in ("ready", "leased", "delayed", "parked"))
+        yield (f"  {queue['queue']}: {counts}, about {size(queue['open_bytes'])} in {queue['chunks']:,} chunks{oldest}"
+               f"; put {queue['put']:,}, done {queue['done']:,}")
     yield from _rate_lines(found["rates"])
 
 
@@ -169,8 +178,8 @@ def _rate_lines(rates: list[Record]) -> Iterator[str]:
     most = max(1.0, *(rate["done_per_s"] for rate in rates), *(rate["put_per_s"] for rate in rates))
     for rate in rates:
         bar = "#" * round(BAR_CHARS * rate["done_per_s"] / most)
-        yield (f"  {seconds(rate['from_ms']):>9}  put {rate['put_per_s']:>11,.0f}  done {rate['done_per_s']:>11,.0f}  entries "
-               f"{rate['entries_per_s']:>7,.0f}  {bar}")
+        yield (f"  {seconds(rate['from_ms']):>9}  put {rate['put_per_s']:>11,.0f}  done {rate['done_per_s']:>11,.0f}  "
+               f"entries {rate['entries_per_s']:>7,.0f}  {bar}")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Journals for tests: written through `Journal` itself, with a bit of everything that a cluster's state can hold.
 
-`Scribe` is the smallest node: it proposes what comes to its mind, writes it, applies it, and checkpoints now and then. Everything is drawn
-from the `Random` that it is given.
+`Scribe` is the smallest node: it proposes what comes to its mind, writes it, applies it, and checkpoints now and
+then. Everything is drawn from the `Random` that it is given.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from p2pcluster.core.ranges import Fence
 from p2pcluster.journal import Journal, Write, apply_entry, checkpoint_of
 
 FENCES = [Fence("node-a", "boot-1", 7), Fence("node-a", "boot-1", 8), Fence("node-b", "boot-2", 7)]
-ERROR = {"type": "ValueError", "text": "ValueError: no", "traceback": "Traceback (most recent call last):\n  ...\nValueError: no",
-         "stderr": ["one line", "another"], "node": "host"}
+ERROR = {"type": "ValueError", "text": "ValueError: no", "node": "host", "stderr": ["one line", "another"],
+         "traceback": "Traceback (most recent call last):\n  ...\nValueError: no"}
 
 
 def _stage(name: str, kind: str, reads: str | None, outputs: Sequence[str], retries: int = 1) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "reads": reads, "retries": retries, "processes": 1, "shape": "function", "per_node": None,
-            "ports": [{"label": None, "queues": list(outputs)}] if outputs else [], "backoff_s": 1.0, "timeout_s": None, "where": None,
-            "batch": None, "batch_wait_s": 0.05, "concurrency": 1, "resumable": True, "sharded": False, "rate": None, "every_s": None,
-            "max_items": None, "defined_at": "pipeline.py:1"}
+    return {"name": name, "kind": kind, "reads": reads, "retries": retries, "processes": 1, "shape": "function",
+            "ports": [{"label": None, "queues": list(outputs)}] if outputs else [], "per_node": None, "backoff_s": 1.0,
+            "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05, "concurrency": 1, "resumable": True,
+            "sharded": False, "rate": None, "every_s": None, "max_items": None, "defined_at": "pipeline.py:1"}
 
 
-def _queue(name: str, read_by: str | None, outside: bool = False, results: bool = False, codec: str = "pickle") -> dict[str, Any]:
-    return {"name": name, "maxsize": 1000, "bytes_max": 1 << 20, "codec": codec, "read_by": read_by, "fed_by": [], "outside": outside,
-            "results": results}
+def _queue(name: str, read_by: str | None, outside: bool = False, results: bool = False, codec: str = "pickle",
+           ) -> dict[str, Any]:
+    return {"name": name, "maxsize": 1000, "bytes_max": 1 << 20, "codec": codec, "read_by": read_by, "fed_by": [],
+            "outside": outside, "results": results}
 
 
 MANIFEST = {
-    "format": 1, "pipeline": "mix", "back_edges": [], "on_done": True, "order": ["gen", "work", "print", "eat"], "params": None,
-    "placement": False,
+    "format": 1, "pipeline": "mix", "back_edges": [], "on_done": True, "order": ["gen", "work", "print", "eat"],
+    "params": None, "placement": False,
     "stages": [_stage("gen", "source", None, ["work", "both"]), _stage("work", "stage", "work", ["print"]),
                _stage("print", "sink", "print", [], retries=0), _stage("eat", "stage", "fed", ["eat.results"])],
-    "queues": [_queue("work", "work"), _queue("both", None), _queue("print", "print"), _queue("fed", "eat", outside=True, codec="json"),
-               _queue("eat.results", None, results=True)],
+    "queues": [_queue("work", "work"), _queue("both", None), _queue("print", "print"),
+               _queue("fed", "eat", outside=True, codec="json"), _queue("eat.results", None, results=True)],
 }
 SOURCE = "source:mix/1/gen/0"
 
@@ -78,7 +79,8 @@ class Scribe:
         """A commit of nothing but term and vote."""
         self.journal.write(Write(hard_state=HardState(term, voted_for)))
 
-    def commit(self, *messages: Message, checkpoint: bool = False, compact_from: int | None = None, kind: int = COMMANDS) -> None:
+    def commit(self, *messages: Message, checkpoint: bool = False, compact_from: int | None = None,
+               kind: int = COMMANDS) -> None:
         self.index += 1
         self.at_ms += self.chance.randint(1, 40)
         entry = Entry(self.index, 1, self.at_ms, kind, b"".join(map(encode_bytes, messages)))
@@ -97,13 +99,16 @@ class Scribe:
         self.commit(kind=NOOP)
         self.commit(Message("member", {"node": "node-a", "name": "host", "facts": {"cores": 2}}),
                     Message("member", {"node": "node-b", "name": "other", "facts": {"cores": 4}}))
-        parts = [Message("bundle_part", {"version": "v1", "part": part, "parts": 2}, (self.chance.randbytes(3000),)) for part in range(2)]
-        for part in parts:
-            self.commit(part)
-        self.commit(Message("deploy", {"pipeline": "mix", "version": "v1", "origin": {"name": "host"}, "manifest": MANIFEST,
-                                       "files": {"pipeline.py": "0" * 64}, "zip_sha256": "0" * 64, "project": {"module": "pipeline"}}))
+        for part in range(2):
+            body = self.chance.randbytes(3000)
+            self.commit(Message("bundle_part", {"version": "v1", "part": part, "parts": 2}, (body,)))
+        self.commit(Message("deploy", {
+            "pipeline": "mix", "version": "v1", "origin": {"name": "host"}, "manifest": MANIFEST,
+            "files": {"pipeline.py": "0" * 64}, "zip_sha256": "0" * 64, "project": {"module": "pipeline"},
+        }))
         self.commit(Message("start_run", {"pipeline": "mix", "params": {"n": 3}}))
-        self.commit(Message("assign", {"pipeline": "mix", "stage": "gen", "shard": 0, "node": "node-a", "boot": "boot-1"}))
+        self.commit(Message("assign", {"pipeline": "mix", "stage": "gen", "shard": 0, "node": "node-a",
+                                       "boot": "boot-1"}))
 
     def wander(self, steps: int, checkpoint_every: int = 9, compact_every: int | None = None) -> None:
         """So many entries of whatever is possible."""
@@ -115,20 +120,22 @@ class Scribe:
     # ---- what is possible
 
     def _something(self) -> list[Message]:
-        name = self.chance.choice(["source", "client", "client", "take", "take", "done", "done", "done", "fail", "fail", "due", "release",
-                                   "session_end", "retry", "small"])
+        name = self.chance.choice(["source", "client", "client", "take", "take", "done", "done", "done", "fail", "fail",
+                                   "due", "release", "session_end", "retry", "small"])
         found: list[Message] = getattr(self, f"_a_{name}")()
         return found
 
     def _values(self, most: int) -> list[Any]:
         count = self.chance.randint(1, most)
         long = self.chance.random() < 0.1
-        return [{"n": self.index, "text": self.chance.randbytes(4500 if long else self.chance.randint(4, 90)).hex()} for _ in range(count)]
+        return [{"n": self.index, "text": self.chance.randbytes(4500 if long else self.chance.randint(4, 90)).hex()}
+                for _ in range(count)]
 
     def _a_source(self) -> list[Message]:
         self.seqs[SOURCE] = self.seqs.get(SOURCE, 0) + 1
         values = self._values(12)
-        source = {"count": self.state.producers[SOURCE].count + len(values), "hash": self.chance.randbytes(8).hex(), "finished": False}
+        source = {"count": self.state.producers[SOURCE].count + len(values), "hash": self.chance.randbytes(8).hex(),
+                  "finished": False}
         return [commands.put(SOURCE, 1, self.seqs[SOURCE], [Port(["mix/work", "mix/both"], *encoded(values))], source,
                              pickle.dumps(self.index))]
 
@@ -137,8 +144,8 @@ class Scribe:
         self.seqs[key] = self.seqs.get(key, 0) + 1
         values = self._values(4)
         keys = [self.chance.choice(["red", "green", "blue", f"key-{self.chance.randrange(50)}", None]) for _ in values]
-        lengths, body = encoded(values, "json")
-        return [commands.put(key, 0, self.seqs[key], [Port(["mix/fed"], lengths, body, None, json.dumps(keys).encode())])]
+        port = Port(["mix/fed"], *encoded(values, "json"), None, json.dumps(keys).encode())
+        return [commands.put(key, 0, self.seqs[key], [port])]
 
     def _a_small(self) -> list[Message]:
         """Several puts of one value each: a checkpoint lays them together."""

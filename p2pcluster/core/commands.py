@@ -169,9 +169,9 @@ def check(message: Message) -> None:
     for name, types in fields.items():
         value = message.fields.get(name, ...)
         wrong_bool = isinstance(value, bool) and bool not in types
-        if value is ... or not isinstance(value, types) or wrong_bool or (types == (str,) and not _is_text(value)):
+        if value is ... or not isinstance(value, types) or wrong_bool:
             raise _wrong(message, name)
-        inside = _INSIDE.get(name)
+        inside = _INSIDE.get(name) or _PLAIN.get(types)
         if inside is not None and not inside(value):
             raise _wrong(message, name)
     if message.kind in ("put", "done"):
@@ -245,15 +245,44 @@ def _is_flag(value: Any) -> bool:
 def _is_manifest(manifest: dict[str, Any]) -> bool:
     """Whether apply and the leader find what they look for; that the graph is sound is the graph check's word."""
     try:
-        queues = {queue["name"] for queue in manifest["queues"] if {"maxsize", "bytes_max", "read_by", "results", "outside"} <= set(queue)}
-        names = {name for stage in manifest["stages"] for port in stage["ports"] for name in port["queues"]}
-        names |= {stage["reads"] for stage in manifest["stages"] if stage["reads"] is not None}
-        return names <= queues and all(
-            {"name", "kind", "processes", "per_node", "retries", "backoff_s", "timeout_s", "sharded", "shape"} <= set(stage)
-            for stage in manifest["stages"]
-        ) and all(len(edge) == 2 for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
+        stages, queues = manifest["stages"], manifest["queues"]
+        if not all(check(stage[name]) for stage in stages for name, check in _STAGE.items()):
+            return False
+        if not all(check(queue[name]) for queue in queues for name, check in _QUEUE.items()):
+            return False
+        if any(stage["kind"] == "source" and stage["processes"] == "auto" for stage in stages):
+            return False
+        names = {name for stage in stages for port in stage["ports"] for name in port["queues"]}
+        names |= {stage["reads"] for stage in stages if stage["reads"] is not None}
+        return names <= {queue["name"] for queue in queues} and all(
+            len(edge) == 2 for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
     except (KeyError, TypeError):
         return False
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_STAGE: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "kind": lambda kind: kind in ("source", "stage", "sink"),
+    "processes": lambda count: count == "auto" or (_is_number(count) and count > 0),
+    "per_node": lambda count: count is None or _is_number(count),
+    "retries": _is_number,
+    "backoff_s": _is_amount,
+    "timeout_s": lambda timeout_s: timeout_s is None or _is_amount(timeout_s),
+    "sharded": _is_flag,
+    "shape": _is_text,
+}
+_QUEUE: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "maxsize": lambda count: count is None or _is_number(count),
+    "bytes_max": lambda size: size is None or _is_number(size),
+    "read_by": lambda stage: stage is None or _is_text(stage),
+    "results": _is_flag,
+    "outside": _is_flag,
+}
 
 
 _INSIDE: dict[str, Callable[[Any], bool]] = {
@@ -261,9 +290,6 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "fence": lambda f: len(f) == 3 and _is_text(f[0]) and _is_text(f[1]) and _is_number(f[2]),
     "ranges": _are_ranges,
     "ids": _are_ids,
-    "id": _is_number,
-    "delay_ms": _is_number,
-    "part": _is_number,
     "parts": lambda n: _is_number(n) and n > 0,
     "ports": _are_ports,
     "source": _is_source,
@@ -271,6 +297,7 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }
+_PLAIN: dict[tuple[type, ...], Callable[[Any], bool]] = {(int,): _is_number, (str,): _is_text}
 
 
 def keys_of(blob: Buffer) -> list[str | None]:

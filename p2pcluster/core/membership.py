@@ -718,7 +718,8 @@ class _Plan:
         """The next learners: enough to make the voters whole and live, and one more; those of now first."""
         good = [voter for voter in voters if voter in self._members and not self._is_dead(voter, DEAD_VOTER_MS)]
         needed = self._wanted - len(good) + standbys_wanted(len(self._members))
-        candidates = [member for member in self._members - set(voters) if self._is_alive(member) or self._has_copy(member)]
+        others = self._members - set(voters)
+        candidates = [member for member in others if self._is_alive(member) or self._has_copy(member)]
         chosen = set(sorted(candidates, key=self._fitness)[: max(0, needed)])
         order = [*self._standbys, *self._staying, *sorted(chosen)]
         return tuple(dict.fromkeys(member for member in order if member in chosen))

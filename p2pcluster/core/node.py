@@ -447,6 +447,13 @@ class Node:
             if not held:
                 del self._held[producer]
 
+    def admit_all(self) -> None:
+        """This node stops: take in what is held back for want of room, since whoever emitted it may not be able to do so again."""
+        for producer in list(self._held):
+            for session_id, message in self._held.pop(producer):
+                if session_id in self.sessions:
+                    self._admit(self.sessions[session_id], message)
+
     # ---- items to sessions
 
     def _dispatch(self) -> None:
@@ -630,8 +637,8 @@ class Node:
     def _maybe_assign(self, pipeline: PipelineState, stage: dict[str, Any], shard: int, nodes: list[Session]) -> None:
         key = pipeline.source_key(stage["name"], shard)
         producer = self.state.producers.get(key)
-        if key in self._owners or (producer is not None and producer.finished):
-            return
+        if key in self._owners or key in self._held or (producer is not None and producer.finished):
+            return  # with a new epoch, what is held back would be refused
         session = nodes[shard % len(nodes)]
         self._owners[key] = session.id
         command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,

@@ -1,7 +1,8 @@
 """A damaged journal is never taken for a whole one: neither by the check, nor by a node that starts on it.
 
-Bytes are changed one at a time, at random: the seed is printed, and `P2PCLUSTER_TEST_SEED` repeats it. Whatever is not noticed must
-not matter: then every row, and the bytes of every item that is not finished, are shown to be what they were.
+Bytes are changed one at a time, at random: the seed is printed, and `P2PCLUSTER_TEST_SEED` repeats it. Whatever is
+not noticed must not matter: then every row, and the bytes of every item that is not finished, are shown to be what
+they were.
 """
 
 from __future__ import annotations
@@ -78,9 +79,11 @@ Everything = tuple[Any, ...]
 def everything(recovered: Recovered, meta: dict[str, Any], bodies: Any) -> Everything:
     """All that a node would start from."""
     state = recovered.state
-    held = [(queue.name, chunk.first, *map(bytes, bodies(queue.name, chunk))) for queue in state.queues.values() for chunk in queue.chunks]
+    held = [(queue.name, chunk.first, *map(bytes, bodies(queue.name, chunk)))
+            for queue in state.queues.values() for chunk in queue.chunks]
     kept = {name: value for name, value in meta.items() if name in ("node_id", "cluster_id", "cluster_name")}
-    return (recovered.hard_state, recovered.last_index, recovered.commit_index, state.applied_idx, state.hash, kept, state.all_rows(), held)
+    return (recovered.hard_state, recovered.last_index, recovered.commit_index, state.applied_idx, state.hash, kept,
+            state.all_rows(), held)
 
 
 def everything_read(folder: Path) -> Everything:
@@ -89,7 +92,8 @@ def everything_read(folder: Path) -> Everything:
     db = _journal.connect(place)
     try:
         reader = JournalReader(db, place.journal, body_memory_bytes_max=0)
-        return everything(reader.recovered, reader.meta, lambda queue, chunk: _journal.bodies_of(db, place.journal, queue, chunk))
+        return everything(reader.recovered, reader.meta,
+                          lambda queue, chunk: _journal.bodies_of(db, place.journal, queue, chunk))
     finally:
         db.close()
 
@@ -108,7 +112,7 @@ def everything_opened(folder: Path) -> Everything:
 
 
 class LogMap:
-    """Which entry of the log each byte of a journal belongs to. Only what entries are made of: not the frame of the tree around it."""
+    """Which entry of the log each byte of a journal belongs to; the tree around the entries belongs to none."""
 
     def __init__(self, data: bytes, root: int) -> None:
         self._data = data
@@ -184,10 +188,13 @@ def told(place: _journal.Place) -> tuple[str, list[int | None], str]:
         report = journal_check.check(place)
     except JournalError:
         return "refused", [], ""
-    return ("whole", [], report.digest) if report.is_whole else ("damaged", [problem.index for problem in report.problems], "")
+    if report.is_whole:
+        return "whole", [], report.digest
+    return "damaged", [problem.index for problem in report.problems], ""
 
 
-@pytest.mark.parametrize(("from_start", "count"), [(True, FLIPS_REPLAYED), (False, FLIPS_COMPACTED)], ids=["whole log", "compacted"])
+@pytest.mark.parametrize(("from_start", "count"), [(True, FLIPS_REPLAYED), (False, FLIPS_COMPACTED)],
+                         ids=["whole log", "compacted"])
 def test_the_check_notices_every_flipped_byte_that_matters(tmp_path: Path, seed: int, from_start: bool, count: int,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
     folder = closed(tmp_path / "home", seed, from_start)
@@ -205,7 +212,7 @@ def test_the_check_notices_every_flipped_byte_that_matters(tmp_path: Path, seed:
             assert found == digest, f"byte {at} with {mask:#x}: it is said to be whole and holds something else"
             assert everything_read(folder) == before, f"byte {at} with {mask:#x}"
         elif at in entry_at:
-            assert entry_at[at] in indexes, f"byte {at} with {mask:#x} lies in entry {entry_at[at]} and the check names {indexes}"
+            assert entry_at[at] in indexes, f"byte {at}, {mask:#x} lies in {entry_at[at]} and the check names {indexes}"
         file.restore(at)
     assert told(place) == ("whole", [], digest)
     assert file.path.read_bytes() == file.whole
@@ -242,7 +249,7 @@ def test_a_node_does_not_start_on_another_state_because_of_a_flipped_byte(tmp_pa
 
 
 def meaning(folder: Path) -> Everything:
-    """What a node that starts here has, whatever way its chunks lie: a commit of nothing but a checkpoint may be lost."""
+    """What a node that starts here has, whatever way its chunks lie: nothing is lost with a checkpoint alone."""
     journal, recovered = Journal.open(folder / "journal.sqlite3", folder / "journal.mark", body_memory_bytes_max=0)
     try:
         contents = contents_of(recovered.state, lambda queue, chunk: (
@@ -261,8 +268,8 @@ def without_last_commit(killed: Path) -> Path:
 
 
 def committed(killed: Path) -> list[Everything]:
-    """What a node may start from. A kill may come when a commit is in the file and its write has not returned, so that nobody was told and the
-    mark does not know of it: then its loss is none."""
+    """What a node may start from. A kill may come when a commit is in the file and its write has not returned, so that
+    nobody was told and the mark does not know of it: then its loss is none."""
     found = [meaning(shutil.copytree(killed, killed.with_name("untouched")))]
     with contextlib.suppress(JournalCorrupt):
         found.append(meaning(without_last_commit(killed)))
@@ -270,7 +277,8 @@ def committed(killed: Path) -> list[Everything]:
 
 
 def flip_the_log(killed: Path, acceptable: list[Everything], seed: int, count: int) -> Counter[str]:
-    """Start a node on each of `count` write-ahead logs with one byte changed: it has what was committed, or says that it has not."""
+    """Start a node on each of `count` write-ahead logs with one byte changed: it has what was committed, or says that
+    it has not."""
     log = killed / "journal.sqlite3-wal"
     counts: Counter[str] = Counter()
     for number, (at, mask) in enumerate(flips(Random(seed), log.stat().st_size, count)):
@@ -285,8 +293,8 @@ def flip_the_log(killed: Path, acceptable: list[Everything], seed: int, count: i
             assert (copy / log.name).stat().st_size == len(flipped.whole), "the write-ahead log is kept as it is"
             assert not journal_check.check(_journal.place_of(str(copy))).is_whole, f"byte {at} with {mask:#x}"
         else:
-            counts["started with all of it" if found == acceptable[0] else "started without what nobody was told of"] += 1
-            assert found in acceptable, f"byte {at} with {mask:#x}: a node starts on something else than what was committed"
+            counts["started with all" if found == acceptable[0] else "started without what nobody was told of"] += 1
+            assert found in acceptable, f"byte {at} with {mask:#x}: a node starts on something else"
         shutil.rmtree(copy)
     return counts
 
@@ -294,7 +302,7 @@ def flip_the_log(killed: Path, acceptable: list[Everything], seed: int, count: i
 def test_no_flip_in_the_log_of_a_killed_writer_makes_a_node_start_on_less(tmp_path: Path, seed: int,
                                                                           capsys: pytest.CaptureFixture[str]) -> None:
     scribe = mixed(tmp_path / "home", seed, from_start=False, steps=25)
-    scribe.journal.checkpoint_wal()  # what follows begins the write-ahead log anew: behind it stand frames of the former one
+    scribe.journal.checkpoint_wal()  # what follows begins the log anew, with frames of the former one behind
     scribe.wander(12)
     scribe.vote(2, "node-b")
     killed = scribe.killed(tmp_path / "killed")
@@ -426,8 +434,9 @@ def test_the_check_would_notice_a_checkpoint_that_does_not_hold_what_the_log_mad
 
 def test_the_check_would_notice_bytes_of_an_item_that_are_others(tmp_path: Path) -> None:
     scribe = mixed(tmp_path / "home", 3, from_start=True, steps=30)
-    chunk = next(chunk for chunk in scribe.state.queues["mix/both"].chunks if not chunk.persisted and chunk.body is not None)
-    chunk.entry, chunk.body = 0, bytes(len(chunk.body))  # a bug in laying chunks together: rows and sums fit what was written
+    chunks = scribe.state.queues["mix/both"].chunks
+    chunk = next(chunk for chunk in chunks if not chunk.persisted and chunk.body is not None)
+    chunk.entry, chunk.body = 0, bytes(len(chunk.body))  # a bug in laying chunks together: the sums fit
     scribe.close()
     report = journal_check.check(_journal.place_of(str(tmp_path / "home")))
     assert "bodies of items mix/both" in str(report)

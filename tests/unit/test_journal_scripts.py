@@ -14,12 +14,12 @@ import sys
 import threading
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from p2pcluster.core import commands
-from p2pcluster.core.codec import Message
+from p2pcluster.core.codec import Message, encode_bytes
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry
 from p2pcluster.core.messages import encode_configuration
@@ -38,14 +38,24 @@ import journal_stats  # noqa: E402
 
 def script(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     """One of the scripts, as a person runs it."""
-    return subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words)], capture_output=True,
+                          text=True, timeout=60, check=False)
 
 
-def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object, show: Any = journal_show) -> str:
+class Printed(Protocol):
+    def __call__(self, *words: object, show: Any = ...) -> str: ...
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printed:
     """What a script prints that is run to its end in this process."""
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
-    assert show.main() == 0
-    return capsys.readouterr().out
+
+    def run(*words: object, show: Any = journal_show) -> str:
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
+        assert show.main() == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -54,7 +64,8 @@ def records(text: str) -> list[dict[str, Any]]:
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """Every file of a folder but SQLite's shared memory, which is made anew by whoever reads."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if not path.name.endswith("-shm")}
+    files = (path for path in folder.iterdir() if not path.name.endswith("-shm"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def whole(path: Path) -> journal_check.Report:
@@ -96,33 +107,32 @@ def home(tmp_path: Path) -> Path:
 # ---- journal_show
 
 
-def test_the_overview_tells_term_vote_members_pipelines_and_queues(home: Path, capsys: pytest.CaptureFixture[str],
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    text = printed(capsys, monkeypatch, home)
-    for part in ("format 1, closed in order", "node-a of cluster test (cluster-1)", "1, voted for node-a", "entries 1 to 16", "node-b other",
-                 "mix version v1, run 1 running", "source:mix/1/gen/0 epoch 1, 6 values, finished"):
+def test_the_overview_tells_term_vote_members_pipelines_and_queues(home: Path, printed: Printed) -> None:
+    text = printed(home)
+    for part in ("format 1, closed in order", "node-a of cluster test (cluster-1)", "1, voted for node-a",
+                 "entries 1 to 16", "node-b other", "mix version v1, run 1 running",
+                 "source:mix/1/gen/0 epoch 1, 6 values, finished"):
         assert part in text
-    (found,) = records(printed(capsys, monkeypatch, home, "--json"))
+    (found,) = records(printed(home, "--json"))
     assert found["voted_for"] == "node-a"
     assert [member["node"] for member in found["members"]] == ["node-a", "node-b"]
     assert found["log"] == {**found["log"], "first": 1, "last": 16, "committed": 16, "tables_at": 16}
-    assert {queue["queue"] for queue in found["queues"]} == {"mix/work", "mix/both", "mix/print", "mix/fed", "mix/eat.results"}
+    assert {queue["queue"] for queue in found["queues"]} == {
+        "mix/work", "mix/both", "mix/print", "mix/fed", "mix/eat.results"}
 
 
-def test_the_overview_tells_the_voters_that_the_log_has(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_overview_tells_the_voters_that_the_log_has(tmp_path: Path, printed: Printed) -> None:
     scribe = Scribe(tmp_path / "home", Random(1))
     body = encode_configuration(Configuration(("a", "b", "c"), (), ("d",)))
     scribe.journal.write(Write((Entry(1, 1, 5, CONFIG, body),), None, 1, True))
     scribe.journal.close()
-    assert "voters    a, b, c; learners d" in printed(capsys, monkeypatch, tmp_path / "home")
-    (found,) = records(printed(capsys, monkeypatch, tmp_path / "home", "--entries", "--json"))
+    assert "voters    a, b, c; learners d" in printed(tmp_path / "home")
+    (found,) = records(printed(tmp_path / "home", "--entries", "--json"))
     assert found["configuration"] == {"voters": ["a", "b", "c"], "voters_old": [], "learners": ["d"]}
 
 
-def test_items_are_shown_in_every_state_with_their_values(home: Path, capsys: pytest.CaptureFixture[str],
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {record["id"]: record for record in records(printed(capsys, monkeypatch, home, "--items", "work", "--json"))}
+def test_items_are_shown_in_every_state_with_their_values(home: Path, printed: Printed) -> None:
+    found = {record["id"]: record for record in records(printed(home, "--items", "work", "--json"))}
     assert {number: found[f"mix/work:{number}"]["state"] for number in (1, 2, 3, 5, 6)} == {
         1: "parked", 2: "delayed", 3: "leased", 5: "ready", 6: "ready"}
     assert len(found) == 5, "the fourth is done"
@@ -138,73 +148,63 @@ def test_items_are_shown_in_every_state_with_their_values(home: Path, capsys: py
     assert any("touch" in line for line in found["mix/work:6"]["disassembly"])
 
 
-def test_items_of_a_queue_fed_in_json_with_keys(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = records(printed(capsys, monkeypatch, home, "--items", "mix/fed", "--json"))
+def test_items_of_a_queue_fed_in_json_with_keys(home: Path, printed: Printed) -> None:
+    found = records(printed(home, "--items", "mix/fed", "--json"))
     assert [(record["key"], record["value"]) for record in found] == [("red", {"a": 1}), (None, {"a": 2})]
-    text = printed(capsys, monkeypatch, home, "--items", "fed", "-n", "1")
+    text = printed(home, "--items", "fed", "-n", "1")
     assert "mix/fed:1  ready" in text
     assert "key 'red'" in text
     assert "value: {'a': 1}" in text
     assert "mix/fed:2" not in text
 
 
-def test_parked_items_are_shown_with_why_traceback_and_stderr(home: Path, capsys: pytest.CaptureFixture[str],
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    text = printed(capsys, monkeypatch, home, "--parked")
-    for part in ("mix/work:1  parked", "deliveries 2", "why: ValueError: no", "Traceback (most recent call last):", "      another",
-                 "value: {'n': 1}"):
+def test_parked_items_are_shown_with_why_traceback_and_stderr(home: Path, printed: Printed) -> None:
+    text = printed(home, "--parked")
+    for part in ("mix/work:1  parked", "deliveries 2", "why: ValueError: no", "Traceback (most recent call last):",
+                 "      another", "value: {'n': 1}"):
         assert part in text
-    (found,) = records(printed(capsys, monkeypatch, home, "--parked", "--json"))
+    (found,) = records(printed(home, "--parked", "--json"))
     assert found["error"]["traceback"] == ERROR["traceback"]
 
 
-def test_queues_are_counted(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {record["queue"]: record for record in records(printed(capsys, monkeypatch, home, "--queues", "--json"))}
+def test_queues_are_counted(home: Path, printed: Printed) -> None:
+    found = {record["queue"]: record for record in records(printed(home, "--queues", "--json"))}
     work = found["mix/work"]
-    assert (work["ready"], work["leased"], work["delayed"], work["parked"], work["put"], work["done"]) == (2, 1, 1, 1, 6, 1)
+    assert [work[name] for name in ("ready", "leased", "delayed", "parked", "put", "done")] == [2, 1, 1, 1, 6, 1]
     assert found["mix/fed"]["keys"] == 1
-    assert "ready 2  leased 1  delayed 1  parked 1  put 6  done 1" in printed(capsys, monkeypatch, home, "--queues")
+    assert "ready 2  leased 1  delayed 1  parked 1  put 6  done 1" in printed(home, "--queues")
 
 
-def test_entries_are_shown_with_their_commands(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = records(printed(capsys, monkeypatch, home, "--entries", "--json"))
+def test_entries_are_shown_with_their_commands(home: Path, printed: Printed) -> None:
+    found = records(printed(home, "--entries", "--json"))
     assert [record["index"] for record in found] == list(range(1, 17))
     assert found[0]["kind"] == "noop"
     put = found[7]["commands"][0]
     assert put["command"] == "put"
     assert put["ports"] == [{"queues": ["mix/work"], "items": 6, "bytes": put["ports"][0]["bytes"]}]
-    text = printed(capsys, monkeypatch, home, "--entries", "-n", "2")
+    text = printed(home, "--entries", "-n", "2")
     assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == ["15", "16"]
     assert 'done {"queue": "mix/work", "ranges": [[4, 5]]' in text
 
 
-def test_what_is_not_committed_is_marked_and_not_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_committed_is_marked_and_not_applied(tmp_path: Path, printed: Printed) -> None:
     scribe = Scribe(tmp_path / "home", Random(1))
     scribe.begin()
     member = Message("member", {"node": "node-c", "name": "late", "facts": {}})
-    body = b"".join(map(bytes, commands_encoded(member)))
-    scribe.journal.write(Write((Entry(scribe.index + 1, 2, 9000, COMMANDS, body),), None, scribe.index, False))
+    scribe.journal.write(Write((Entry(scribe.index + 1, 2, 9000, COMMANDS, encode_bytes(member)),), None, scribe.index))
     scribe.journal.abandon()
-    found = records(printed(capsys, monkeypatch, tmp_path / "home", "--entries", "--json"))
+    found = records(printed(tmp_path / "home", "--entries", "--json"))
     assert [record["committed"] for record in found[-2:]] == [True, False]
-    assert "node-c" not in printed(capsys, monkeypatch, tmp_path / "home")
-    assert "not committed" in printed(capsys, monkeypatch, tmp_path / "home", "--entries")
+    assert "node-c" not in printed(tmp_path / "home")
+    assert "not committed" in printed(tmp_path / "home", "--entries")
 
 
-def commands_encoded(message: Message) -> list[Any]:
-    from p2pcluster.core.codec import encode
-
-    return encode(message)
-
-
-def test_the_state_is_the_one_of_now_and_not_of_the_last_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_the_one_of_now_and_not_of_the_last_checkpoint(tmp_path: Path, printed: Printed) -> None:
     scribe = Scribe(tmp_path / "home", Random(1))
     scribe.begin()
     scribe.commit(commands.put("client", 0, 1, [Port(["mix/both"], *encoded([1, 2, 3]))]), checkpoint=True)
     scribe.commit(commands.done("mix/both", [(1, 3)], []))
-    found = records(printed(capsys, monkeypatch, tmp_path / "home", "--items", "both", "--json"))
+    found = records(printed(tmp_path / "home", "--items", "both", "--json"))
     assert [record["value"] for record in found] == [3]
     scribe.journal.abandon()
 
@@ -212,7 +212,8 @@ def test_the_state_is_the_one_of_now_and_not_of_the_last_checkpoint(tmp_path: Pa
 def test_an_unknown_queue_is_named_with_those_that_there_are(home: Path) -> None:
     done = script("journal_show", home, "--items", "wrok")
     assert done.returncode == 1
-    assert done.stderr == "journal_show: 'wrok' is no queue of this journal: name one of mix/both, mix/eat.results, mix/fed, mix/print, mix/work\n"
+    assert done.stderr == ("journal_show: 'wrok' is no queue of this journal: name one of mix/both, mix/eat.results, "
+                           "mix/fed, mix/print, mix/work\n")
 
 
 @pytest.mark.parametrize("words", [["--follow"], ["--count", "3"], ["--entries", "--queues"], []])
@@ -221,8 +222,8 @@ def test_words_that_do_not_go_together_are_wrong_usage(home: Path, words: list[s
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
-    process = subprocess.Popen([sys.executable, str(SCRIPTS / "journal_show.py"), str(home), "--entries"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, str(SCRIPTS / "journal_show.py"), str(home), "--entries"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -235,8 +236,8 @@ class Following:
     """`journal_show --entries --follow` that runs."""
 
     def __init__(self, home: Path, *words: str) -> None:
-        self.process = subprocess.Popen([sys.executable, str(SCRIPTS / "journal_show.py"), str(home), "--entries", "--follow", "--json", *words],
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, SCRIPTS / "journal_show.py", home, "--entries", "--follow", "--json", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self._lines = self.process.stdout
 
@@ -282,7 +283,7 @@ def test_following_goes_on_over_a_compaction_and_ends_at_an_interrupt(tmp_path: 
 
 
 @pytest.mark.parametrize("state", ["closed", "killed", "backup"])
-def test_no_script_changes_a_file(tmp_path: Path, state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_script_changes_a_file(tmp_path: Path, state: str, printed: Printed) -> None:
     scribe = mixed(tmp_path / "home", 4, from_start=False, steps=20)
     folder = tmp_path / "looked at"
     if state == "killed":
@@ -298,15 +299,14 @@ def test_no_script_changes_a_file(tmp_path: Path, state: str, capsys: pytest.Cap
         (journal_check, []), (journal_stats, []), (journal_show, []), (journal_show, ["--items", "work"]),
         (journal_show, ["--entries"]), (journal_show, ["--entries", "--follow", "--count", "1"]),
     ):
-        assert printed(capsys, monkeypatch, folder / "journal.sqlite3", *words, show=show)
+        assert printed(folder / "journal.sqlite3", *words, show=show)
         assert fingerprints(folder) == before, (show, words)
 
 
-def test_no_script_runs_what_a_value_asks_for(home: Path, capsys: pytest.CaptureFixture[str],
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_script_runs_what_a_value_asks_for(home: Path, printed: Printed) -> None:
     for show, words in ((journal_check, []), (journal_stats, []), (journal_show, ["--items", "work"]),
                         (journal_show, ["--parked"]), (journal_show, ["--entries"])):
-        assert printed(capsys, monkeypatch, home, *words, show=show)
+        assert printed(home, *words, show=show)
     assert not Bomb.path.exists()
     pickle.loads(pickle.dumps(Bomb(), 5))
     assert Bomb.path.exists(), "the bomb would have been noticed"
@@ -355,9 +355,8 @@ def test_a_whole_journal_is_said_to_be_whole(tmp_path: Path) -> None:
 
 
 def test_a_compacted_log_holds_what_the_whole_one_held(tmp_path: Path) -> None:
-    one, other = (mixed(tmp_path / name, 3, from_start, steps=40) for name, from_start in (("long", True), ("short", False)))
-    one.close()
-    other.close()
+    for name, from_start in (("long", True), ("short", False)):
+        mixed(tmp_path / name, 3, from_start, steps=40).close()
     long, short = whole(tmp_path / "long"), whole(tmp_path / "short")
     assert short.first > 1 and "the start is compacted away" in str(short)
     assert (long.digest, long.open, long.parked) == (short.digest, short.open, short.parked)
@@ -397,7 +396,7 @@ def test_a_mark_that_cannot_be_read_is_a_problem(home: Path) -> None:
     assert str(report) == "damaged: the mark beside the file is not readable"
 
 
-def test_a_journal_that_a_node_was_about_to_make_is_whole_and_one_that_was_emptied_is_not(home: Path, tmp_path: Path) -> None:
+def test_a_journal_about_to_be_made_is_whole_and_one_that_was_emptied_is_not(home: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "journal.sqlite3").touch()
@@ -434,7 +433,8 @@ def test_a_row_that_was_taken_away_by_hand_is_found(home: Path) -> None:
 def test_what_is_no_journal_is_one_line(tmp_path: Path, name: str) -> None:
     done = script(name, tmp_path)
     assert done.returncode == 1
-    assert done.stderr == f"{name}: there is no journal at {tmp_path / 'journal.sqlite3'}: name a node's home or the file itself\n"
+    missing = tmp_path / "journal.sqlite3"
+    assert done.stderr == f"{name}: there is no journal at {missing}: name a node's home or the file itself\n"
     (tmp_path / "notes.txt").write_text("not a journal\n" * 100)
     done = script(name, tmp_path / "notes.txt")
     assert done.returncode == 1
@@ -452,13 +452,13 @@ def test_what_is_no_journal_is_one_line(tmp_path: Path, name: str) -> None:
 # ---- journal_stats
 
 
-def test_entries_commands_tables_and_queues_are_counted(home: Path, capsys: pytest.CaptureFixture[str],
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    found = json.loads(printed(capsys, monkeypatch, home, "--json", show=journal_stats))
+def test_entries_commands_tables_and_queues_are_counted(home: Path, printed: Printed) -> None:
+    found = json.loads(printed(home, "--json", show=journal_stats))
     assert found["entries"]["noop"]["count"] == 1
     assert found["entries"]["commands"]["count"] == 15
     assert {name: record["count"] for name, record in found["commands"].items()} == {
-        "member": 2, "bundle_part": 2, "deploy": 1, "start_run": 1, "assign": 1, "put": 2, "take": 3, "fail": 3, "due": 2, "done": 1}
+        "member": 2, "bundle_part": 2, "deploy": 1, "start_run": 1, "assign": 1, "put": 2, "take": 3, "fail": 3,
+        "due": 2, "done": 1}
     assert found["items_put_per_entry"] == {"count": 3, "sum": 9, "mean": 3.0, "p50": 2, "p99": 6, "max": 6}
     assert found["items_done_per_entry"]["sum"] == 1
     assert found["tables"]["journal"]["rows"] == 16
@@ -470,17 +470,18 @@ def test_entries_commands_tables_and_queues_are_counted(home: Path, capsys: pyte
     assert sum(rate["put_per_s"] * rate["ms"] for rate in found["rates"]) == pytest.approx(9000, rel=0.05)
 
 
-def test_the_text_names_the_same(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = printed(capsys, monkeypatch, home, show=journal_stats)
-    for part in ("log       entries 1 to 16", "  commands", "    take", "items put by one   mean 3.0, p50 2, p99 6, most 6", "  journal",
+def test_the_text_names_the_same(home: Path, printed: Printed) -> None:
+    text = printed(home, show=journal_stats)
+    for part in ("log       entries 1 to 16", "  commands", "    take",
+                 "items put by one   mean 3.0, p50 2, p99 6, most 6", "  journal",
                  "mix/work: ready 2, leased 1, delayed 1, parked 1", "items per second"):
         assert part in text
 
 
-def test_an_empty_journal_can_be_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_journal_can_be_counted(tmp_path: Path, printed: Printed) -> None:
     scribe = Scribe(tmp_path / "home", Random(1))
     scribe.journal.write(Write(checkpoint=checkpoint_of(scribe.state)))
     scribe.journal.close()
-    found = json.loads(printed(capsys, monkeypatch, tmp_path / "home", "--json", show=journal_stats))
+    found = json.loads(printed(tmp_path / "home", "--json", show=journal_stats))
     assert found["rates"] == []
     assert found["entry_bytes"] is None

@@ -18,7 +18,8 @@ scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan
                     st.datetimes(), st.dates(), st.timedeltas(), st.binary().map(bytearray))
 keys = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary(), st.tuples(st.text(), st.integers()))
 plain = st.recursive(scalars, lambda inner: st.one_of(
-    st.lists(inner), st.lists(inner).map(tuple), st.dictionaries(keys, inner), st.sets(keys), st.frozensets(keys)), max_leaves=20)
+    st.lists(inner), st.lists(inner).map(tuple), st.dictionaries(keys, inner), st.sets(keys), st.frozensets(keys)),
+    max_leaves=20)
 
 
 @given(value=plain)
@@ -29,9 +30,12 @@ def test_plain_data_is_read_as_pickle_reads_it(value: Any) -> None:
     assert type(found) is type(value)
 
 
-@given(value=st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text()),
-                          lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner), st.lists(inner).map(tuple))),
-       protocol=st.integers(0, 5))
+of_any_protocol = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner), st.lists(inner).map(tuple)))
+
+
+@given(value=of_any_protocol, protocol=st.integers(0, 5))
 def test_older_protocols_are_read_too(value: Any, protocol: int) -> None:
     assert read_plain(pickle.dumps(value, protocol)) == value
 
@@ -127,8 +131,8 @@ def test_what_is_shown_is_what_python_would_write(value: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [
-    pickle.dumps("x" * 100_000, 5), pickle.dumps([0] * 100_000, 5), pickle.dumps(1 << 100_000, 5), pickle.dumps({(i,): i for i in range(9999)}, 5),
-    b"\x80\x05]" + b"2\x86" * 30_000 + b".",  # a pair of pairs of pairs ...: few bytes that stand for a value without an end
+    *(pickle.dumps(value, 5) for value in ("x" * 100_000, [0] * 100_000, 1 << 100_000, {(i,): i for i in range(9999)})),
+    b"\x80\x05]" + b"2\x86" * 30_000 + b".",  # a pair of pairs of pairs ...: few bytes for a value without an end
     b"\x80\x05" + b"]" * 10_000 + b"a" * 9_999 + b".",
 ], ids=["text", "list", "integer", "dict", "doubling", "depth"])
 def test_what_is_shown_is_bounded(body: bytes) -> None:
