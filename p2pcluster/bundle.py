@@ -100,7 +100,7 @@ class _Patterns:
     @staticmethod
     def _compiled(patterns: Iterable[str]) -> re.Pattern[str]:
         never = r"(?!)"
-        return re.compile("|".join([fnmatch.translate(pattern) for pattern in patterns if pattern] or [never]))
+        return re.compile("|".join([fnmatch.translate(pattern) for pattern in patterns] or [never]))
 
     def name(self, path: str) -> bool:
         """Whether a pattern means exactly this file or folder."""
@@ -296,10 +296,7 @@ class _Tree:
         return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)
 
     def _names_behind_link(self, name: str, listed: Sequence[str]) -> list[str]:
-        path = os.path.join(self._root, name)
-        if not os.path.islink(path):
-            return []  # a tracked file that has become a folder; git lists what is in it by itself
-        target = self._real(path)
+        target = self._real(os.path.join(self._root, name))
         folders = [self._root, *(self._real(os.path.join(self._root, above)) for above in _with_parents(name))]
         if target in folders[:-1]:
             raise BundleRejected(
@@ -376,10 +373,8 @@ def _name_fault(name: str) -> str | None:
 
 
 def _part_fault(part: str) -> str | None:
-    if not part:
-        return "is absolute or has an empty part"
     if not part.rstrip(". "):  # Windows drops dots and spaces at the end, so that ".. " is ".."
-        return "has a part of dots alone, which can lead out of the folder"
+        return "is absolute, or has a part that is empty or of dots alone and can lead out of the folder"
     if _DRIVE.match(part):
         return "begins like a drive of Windows"
     if part.partition(".")[0].rstrip(" ").upper() in _DEVICES:
@@ -396,8 +391,8 @@ def _check_name(name: str) -> None:
 
 def _folded(path: str) -> str:
     """Equal for two paths that are one on some disk: it may ignore case, the spelling of accents, dots at the end."""
-    caseless = unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
-    return "/".join(part.rstrip(". ") for part in unicodedata.normalize("NFC", caseless).split("/"))
+    caseless = unicodedata.normalize("NFC", path.casefold())
+    return "/".join(part.rstrip(". ") for part in caseless.split("/"))
 
 
 def _clash(names: Iterable[str]) -> str | None:
@@ -516,10 +511,8 @@ _UNPACKING = ".unpacking-"
 _PART_BYTES = 256 * 1024
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _FLAG_UTF8 = 0x800
-_ZIP_FAULTS = (
-    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error),
-    *(EOFError, ValueError, RuntimeError, NotImplementedError, OverflowError),
-)
+# zipfile documents the first; damaged bytes have made it and its helpers raise the others.
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
 
 # Each call removes what earlier ones left behind, and must not take its neighbour's work for that. Other processes are
 # kept away by the lock of the home.
@@ -589,8 +582,8 @@ def _entry_fault(entry: zipfile.ZipInfo) -> str | None:
         return "is not a regular file (a link, a folder or a device)"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.extra:
         return "is stored in a way that bundles do not use"
-    if entry.flag_bits not in (0, _FLAG_UTF8) or not (entry.flag_bits or entry.orig_filename.isascii()):
-        return "is encrypted, or its name is not UTF-8"
+    if entry.flag_bits not in (0, _FLAG_UTF8):
+        return "is encrypted, or its sizes follow its content"
     return None
 
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -228,11 +229,11 @@ def test_a_link_to_a_file_is_packed_as_the_content_of_the_file(folder: Path) -> 
 
 @posix_only
 def test_a_link_to_a_folder_is_packed_as_the_files_of_that_folder(folder: Path) -> None:
-    write(folder, "data/a.txt", "data/deep/b.txt", "data/skipped.pyc", "database/c.txt")
-    (folder / "tests").mkdir()
+    write(folder, "data/a.txt", "data/deep/b.txt", "data/skipped.pyc", "database/c.txt", "tests/data.txt")
     (folder / "tests/data").symlink_to("../data")
     assert names_in(pack(folder)) == {
-        *("data/a.txt", "data/deep/b.txt", "database/c.txt", "tests/data/a.txt", "tests/data/deep/b.txt"),
+        *("data/a.txt", "data/deep/b.txt", "database/c.txt"),
+        *("tests/data.txt", "tests/data/a.txt", "tests/data/deep/b.txt"),
     }
 
 
@@ -388,11 +389,19 @@ def test_sizes_are_checked_before_any_file_is_read(readable_by_all: Path) -> Non
         assert "1048576.0 MiB" in refusal(readable_by_all)
 
 
-def test_a_tree_with_too_many_files_is_refused_while_it_is_walked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_with_too_many_files_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Limits, "entries_max", 5)
     write(folder, "a.py", *(f"data/{number}" for number in range(5)))
     assert "data (5)" in refusal(folder)
     assert len(pack(folder, extra_excludes=["a.py"]).files) == 5
+
+
+@posix_only
+def test_files_are_counted_before_any_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "entries_max", 5)
+    write(folder, *(f"data/{number}" for number in range(6)))
+    (folder / "broken").symlink_to("missing")
+    assert "data (6)" in refusal(folder)
 
 
 # --- Versions
@@ -587,13 +596,14 @@ def test_a_folder_that_no_git_knows_is_packed_without_a_note(folder: Path) -> No
 def test_a_hook_of_another_repository_does_not_mislead(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(checkout, "a.py", "x.log")
+    write(checkout, "a.py", "x.log", "kept.log")
     (checkout / ".gitignore").write_text("*.log\n")
+    git(checkout, "add", "-f", "kept.log")
     (tmp_path / "other").mkdir()
     git(tmp_path / "other", "init")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other/index"))
-    assert names_in(pack(checkout)) == {".gitignore", "a.py"}
+    assert names_in(pack(checkout)) == {".gitignore", "a.py", "kept.log"}
 
 
 @needs_git
@@ -767,15 +777,18 @@ def test_a_home_that_cannot_be_written_is_told(packed: Bundle, readable_by_all: 
 def test_every_file_and_folder_is_on_the_disk_before_the_name_is(
     packed: Bundle, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[int] = []
-    synced_before_rename: list[int] = []
+    def identity(status: os.stat_result) -> tuple[int, int]:
+        """A file and how much of it is written; of a folder, which grows in its own way, only which one."""
+        return status.st_ino, status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+    synced: list[tuple[int, int]] = []
+    synced_before_rename: list[tuple[int, int]] = []
     rename, fsync = os.rename, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(identity(os.fstat(fd))), fsync(fd)))
     monkeypatch.setattr(os, "rename", lambda *names: (synced_before_rename.extend(synced), rename(*names)))
     unpack(packed.zip_bytes, packed.zip_sha256, destination)
-    written = {path.stat().st_ino for path in [destination, *destination.rglob("*")]}
-    assert set(synced_before_rename) == written
-    assert synced[len(synced_before_rename) :] == [destination.parent.stat().st_ino]
+    assert set(synced_before_rename) == {identity(path.stat()) for path in [destination, *destination.rglob("*")]}
+    assert synced[len(synced_before_rename) :] == [identity(destination.parent.stat())]
 
 
 # --- Zips that pack did not make
@@ -793,6 +806,7 @@ class Entry:
     size: int | None = None
     crc: int | None = None
     stream: bytes | None = None
+    stream_size: int | None = None
     local_name: str | None = None
     local_extra: bytes = b""
     extra: bytes = b""
@@ -815,7 +829,8 @@ def zip_of(*entries: Entry, before: bytes = b"", between: bytes = b"") -> bytes:
         flags = (0 if entry.name.isascii() else 0x800) if entry.flags is None else entry.flags
         crc = zlib.crc32(entry.content) if entry.crc is None else entry.crc
         size = len(entry.content) if entry.size is None else entry.size
-        shared = (20, flags, entry.method, 0, 0x21, crc, len(stream), size)
+        stream_size = len(stream) if entry.stream_size is None else entry.stream_size
+        shared = (20, flags, entry.method, 0, 0x21, crc, stream_size, size)
         offset = len(data) if entry.offset is None else entry.offset
         data += struct.pack("<4s5H3L2H", b"PK\3\4", *shared, len(local_name), len(entry.local_extra))
         data += local_name + entry.local_extra + stream
@@ -915,6 +930,9 @@ BOMB = deflated(bytes(10_000_000))
         Entry("a", local_name="aa"),
         Entry("a", local_name=""),
         Entry("a", local_extra=b"\1\0\0\0"),
+        Entry("a", local_extra=b"\1\0\0\0", stream_size=len(deflated(b"content")) + 4),
+        Entry("a", stream_size=3),
+        Entry("a", stream_size=1_000_000),
         Entry("a", extra=b"\1\0\0\0"),
         Entry("a", offset=1),
         Entry("a", offset=0xFFFFFFF0),
@@ -933,6 +951,16 @@ def test_entries_that_share_bytes_are_refused(destination: Path) -> None:
     inner = zip_of(Entry("b"))[: -(46 + 1 + 22)]
     outer = Entry("a", content=inner, method=zipfile.ZIP_STORED)
     assert "begin" in try_to_unpack(zip_of(outer, Entry("b", offset=31)), destination)
+
+
+def test_an_entry_that_reaches_beyond_the_end_is_refused(destination: Path) -> None:
+    reaches = Entry("a", stream_size=1_000_000)
+    try_to_unpack(zip_of(reaches, Entry("b", offset=30 + 1 + 1_000_000)), destination)
+
+
+def test_a_name_that_is_not_utf8_although_it_says_so_is_refused(destination: Path) -> None:
+    zip_bytes = zip_of(Entry("ab", flags=0x800)).replace(b"ab", b"\xe9b")
+    assert "no zip" in try_to_unpack(zip_bytes, destination)
 
 
 def test_bytes_that_belong_to_no_file_are_refused(destination: Path) -> None:
