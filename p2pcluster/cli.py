@@ -191,12 +191,11 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _serve(options: Options, offer: Any) -> int:
-    from p2pcluster.daemon import Daemon, open_key
+    from p2pcluster.daemon import Daemon, keyfile_of
 
-    key = open_key(options)
     path = options.home or config.default_home(Path.home(), options.cluster, socket.gethostname())
     with Home.open(path) as home:
-        return Daemon(options, home, key, offer).run()
+        return Daemon(options, home, keyfile_of(options), offer).run()
 
 
 def _params(settings: Iterable[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import getpass
 import os
 import platform
 import random
@@ -25,15 +26,19 @@ from typing import Any
 
 import p2pcluster
 from p2pcluster import bundle, config, process
-from p2pcluster.config import Options
+from p2pcluster.beacons import Beacons, ask_for_key_text
+from p2pcluster.config import Options, parse_address
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Buffer, Message, decode, encode
+from p2pcluster.core.datagram import State
 from p2pcluster.core.executor import Executor, Kill, Say, Send, Settled, Start, ToLeader
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.core.log import CONFIG, Log
+from p2pcluster.core.membership import AskForKey, Blocked, Decision, Found, MakeKey, Serve, role_of
 from p2pcluster.core.messages import decode_configuration
 from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message
-from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.queues import Chunk
+from p2pcluster.core.queues import State as QueuesState
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Ready
 from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
@@ -49,6 +54,7 @@ from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
 OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
 COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
 COMMIT_WEIGHT = 0.2  # of the newest commit in that average
+DOORS_MAX = 3  # nodes of a cluster that a newcomer knocks at together
 MEMBERS_TOLD_MAX = 20  # addresses that a client hears when it connects, to find another node when this one has gone
 TICK_S = 0.02
 IDLE_TICK_S = 0.1
@@ -150,17 +156,19 @@ class Bodies:
 class Daemon:
     """One node from its start to its end; `run` returns the exit code."""
 
-    def __init__(self, options: Options, home: Home, key: bytes, offer: Offer, out: Callable[[str], None] | None = None) -> None:
+    def __init__(self, options: Options, home: Home, keyfile: Keyfile, offer: Offer, out: Callable[[str], None] | None = None) -> None:
         self.options = options
         self.home = home
         self.offer = offer
         self.boot = secrets.token_hex(8)
-        self.name = f"{socket.gethostname()}" or "node"
-        self._key = derive_key(key)
+        self.name = _node_name(home.path, options)
+        self._keyfile = keyfile
+        key = keyfile.read()
+        self._has_key = key is not None
+        self._key = derive_key(key or secrets.token_bytes(32))  # without one nobody gets in, until there is one
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._led_by: tuple[str, int] | None = None
-        self._founds_at_s = 0.0
         self._has_settled = False
         self._waiting_starts: dict[str, list[Start]] = {}
         self._fetched: dict[str, list[bytes]] = {}
@@ -223,8 +231,6 @@ class Daemon:
         self.neighbours = Neighbours(node_id, self.address, self._peers, self._on_member_message,
                                      lambda message: self._on_leader_message(message))
         self.neighbours.node, self.neighbours.cluster_id = self.node, self.cluster_id
-        for seed in self.options.seed:
-            self.neighbours.target_seed(seed)
         origin = {"node": node_id, "name": self.name, "folder": str(self.offer.project.folder) if self.offer.project else ""}
         self._offering = Offering(self.offer, origin, self.home.bundles, self.options.verbose, self._ask, self._out)
         self.executor = Executor(self.name)
@@ -237,7 +243,10 @@ class Daemon:
         gc.freeze()  # what is there now stays: the collector need not look at it again
         self._out(f"node {self.name} of cluster {self.options.cluster} at {self.address}; home {self.home.path}")
         self._offering.prepare()
-        self._founds_at_s = time.monotonic() + self._founding_window_s()
+        has_copy = bool(configuration.members) or recovered.last_index > 0
+        self._beacons = Beacons(self.options, node_id, self.boot, self.name, self._key if self._has_key else None, self._listener.address[1],
+                                self.cluster_id if has_copy else None, None if has_copy else self.cluster_id, self._selector, self._now_ms(),
+                                self._on_decision, lambda vote: self.node.step_raft(vote, self._now_ms()), self._out)
 
     def _load_log(self, log: Log, recovered: Recovered, configuration: Configuration) -> Configuration:
         """The log as the core knows it: what is committed without its bytes, which stay in the journal. Returns the configuration in
@@ -249,26 +258,67 @@ class Daemon:
             log.release_through(min(entry.index, recovered.commit_index))
         return configuration
 
-    def _founding_window_s(self) -> float:
-        loopback = self.options.loopback
-        return (config.FOUNDING_WINDOW_LOOPBACK_MS if loopback else config.FOUNDING_WINDOW_MS) / 1000
+    # ---- finding a cluster
 
-    def _maybe_found(self, now_s: float) -> None:
-        """A fresh node that met nobody of its cluster's name founds it; of several fresh ones the lowest id does."""
-        if self.cluster_id is not None or now_s < self._founds_at_s:
-            return
-        met = [hello for hello in self.neighbours.hellos.values() if hello.is_here]
-        if any(hello.cluster_id or hello.identity.node_id < self.node_id for hello in met):
-            return
-        self._join(secrets.token_hex(8), Configuration((self.node_id,)))
-        self._out(f"founded cluster {self.options.cluster}")
+    def _on_decision(self, decision: Decision) -> None:
+        """What was heard, or not heard, of other nodes has an outcome."""
+        now_ms = self._now_ms()
+        if isinstance(decision, MakeKey):
+            made = self._keyfile.read() is None
+            self._use_key(self._keyfile.make(), made)
+        elif isinstance(decision, AskForKey):
+            self._ask_for_key(decision)
+        elif isinstance(decision, Found):
+            self._join(secrets.token_hex(8), Configuration((self.node_id,)))
+            self.node.may_serve = False  # not before another window without another founder is over
+            self._beacons.discovery.founded(self.cluster_id or "", now_ms)
+            self._out(f"founded cluster {self.options.cluster}")
+        elif isinstance(decision, Serve):
+            self.node.may_serve = True
+        elif isinstance(decision, Blocked):
+            self._out(f"cluster {self.options.cluster!r} is used at {decision.host} under another key, so this node founds none: bring its key with "
+                      "p2pcluster key there and p2pcluster key --set here, or choose another --cluster")
 
-    def _maybe_join(self) -> None:
-        """A fresh node takes the id of the cluster of its name that it meets."""
-        if self.cluster_id is None:
-            found = [hello.cluster_id for hello in self.neighbours.hellos.values() if hello.is_here and hello.cluster_id]
-            if found:
-                self._join(found[0], Configuration())
+    def _ask_for_key(self, decision: AskForKey) -> None:
+        key = self._keyfile.read()
+        if key is None and sys.stdin.isatty():
+            key = self._keyfile.set_key(getpass.getpass(f"key of cluster {self.options.cluster}: "))
+        if key is None:
+            raise HomeError(ask_for_key_text(decision, self.options.cluster))
+        self._use_key(key, made=False)
+
+    def _use_key(self, key: bytes, made: bool) -> None:
+        self._key = derive_key(key)
+        self._beacons.use_key(self._key, made, self._now_ms())
+
+    def _find(self) -> None:
+        """Knock at the doors of the cluster that was heard, as long as this node is not connected to its leader."""
+        now_ms = self._now_ms()
+        discovery = self._beacons.discovery
+        wanted = discovery.cluster_id(now_ms)
+        if self.cluster_id is None or self.cluster_id == wanted:
+            for door in discovery.doors(now_ms)[:DOORS_MAX] if self._led_by is None else ():
+                if door.node_id != self.node_id and door.node_id not in self.neighbours.connected:
+                    self._peers.want(door.node_id, door.address, door.node_id)
+        if self.cluster_id is None and wanted is not None:
+            met = [hello for hello in self.neighbours.hellos.values() if hello.is_here and hello.cluster_id == wanted]
+            if met:
+                self._join(wanted, Configuration())
+        if self._led_by is not None and discovery.state in (State.JOINING, State.BLOCKED) and self.cluster_id is not None:
+            discovery.joined(self.cluster_id, now_ms)
+        for alarm in discovery.alarms(now_ms):
+            self.node.alarms["rivals"] = alarm
+
+    def _beacon_facts(self) -> dict[str, Any]:
+        raft, state = self.node.raft, self.node.state
+        leader, address = self.neighbours.leader()
+        return {
+            "term": raft.term, "leader_id": leader, "leader_address": parse_address(address) if address else None,
+            "last_index": raft.last_index, "last_term": raft.log.last_term, "commit_index": raft.commit_index,
+            "role": role_of(self.node_id, raft.configuration, raft.leader_id) if self.cluster_id else "none",
+            "voters": len(raft.configuration.voters), "members": len(state.members),
+            "has_work": any(queue.put for queue in state.queues.values()),
+        }
 
     def _join(self, cluster_id: str, configuration: Configuration) -> None:
         self._committer.wait()
@@ -350,9 +400,10 @@ class Daemon:
         try:
             return Listener(self.options.bind, self.options.port, make_handshake)
         except PortTaken:
+            listener = Listener(self.options.bind, 0, make_handshake)
             if self.options.port != config.PORT:
-                raise
-            return Listener(self.options.bind, 0, make_handshake)
+                self._out(f"port {self.options.port} is taken: connections come to port {listener.address[1]}, which others learn by discovery")
+            return listener
 
     def _identity(self) -> Identity:
         return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, protocol.VERSION,
@@ -420,6 +471,7 @@ class Daemon:
                 connection.flush()
             connection.close()
         self._peers.close()
+        self._beacons.close()
         self._listener.close()
         self.journal.write(Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint_of(self.node.state),
                                  configuration=self.node.applied_configuration))
@@ -476,8 +528,8 @@ class Daemon:
         self.executor.tick(now_ms, self._processes.positions())
         self._peers.tick(now_s)
         self.neighbours.tick()
-        self._maybe_join()
-        self._maybe_found(now_s)
+        self._beacons.tick(now_ms, self._beacon_facts())
+        self._find()
         self._sync_leader()
         if (expiry_s := self._listener.next_expiry_s) is not None and now_s >= expiry_s:
             self._listener.expire(now_s)
@@ -525,6 +577,7 @@ class Daemon:
                 self.neighbours.send(session.removeprefix("node:"), message)
         messages = self.node.take_peer_outbox()
         self.neighbours.carry(messages)
+        self._beacons.send_votes([to_peer.message for to_peer in messages])
         self.neighbours.carry_snapshots()
         return bool(sent)
 
@@ -560,7 +613,7 @@ class Daemon:
         assert meta is not None, "there is a snapshot to install"
         head, rows = decode_snapshot(self.neighbours.take_snapshot(meta.snapshot_id))
         self.journal.install(head, rows, ready.raft.hard_state)
-        state = State(config.BODY_MEMORY_BYTES_MAX)
+        state = QueuesState(config.BODY_MEMORY_BYTES_MAX)
         for table in TABLES:
             state.load(table, [row.values for row in rows if row.table == table])
         state.loaded(head.index, head.term, head.at_ms, head.state_hash)
@@ -852,10 +905,15 @@ class Daemon:
         self.stop(end.exit_code)
 
 
-def open_key(options: Options) -> bytes:
-    """The cluster's key, made when there is none. Raises `HomeError`."""
-    keyfile = Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
-    return keyfile.make()
+def keyfile_of(options: Options) -> Keyfile:
+    """Where the cluster's key is, or will be."""
+    return Keyfile(options.authkey_file) if options.authkey_file else Keyfile.default(options.cluster)
+
+
+def _node_name(home: Path, options: Options) -> str:
+    """The host's name; with the home's beside it where that is not the usual one, since several nodes of a host differ by it."""
+    host = socket.gethostname() or "node"
+    return host if home.name == config.default_home("", options.cluster, host).name else f"{host}/{home.name}"
 
 
 def _memory_gb() -> float | None:

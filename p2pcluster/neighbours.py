@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from p2pcluster import config
-from p2pcluster.config import Address, parse_address
+from p2pcluster.config import parse_address
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.handshake import Identity
@@ -102,9 +102,9 @@ class Neighbours:
         """Where a member listens."""
         if node_id == self.node_id:
             return self.address
-        hello = self.hellos.get(node_id)
-        if hello is not None and hello.identity.facts.get("address"):
-            return str(hello.identity.facts["address"])
+        peer = self._peers.peers.get(node_id)
+        if peer is not None and peer.address is not None:
+            return peer.address
         assert self.node is not None, "the node is made before it has neighbours"
         member = self.node.state.members.get(node_id)
         return str(member["facts"]["address"]) if member and member["facts"].get("address") else None
@@ -246,10 +246,6 @@ class Neighbours:
     def take_snapshot(self, snapshot_id: str) -> Buffer:
         """The bytes of a snapshot that arrived whole."""
         return self._whole.pop(snapshot_id)
-
-    def target_seed(self, seed: Address) -> None:
-        """Have a seed dialled until its node is known."""
-        self._peers.want(str(seed), seed, None)
 
 
 def session_of(node_id: str) -> str:

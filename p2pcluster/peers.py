@@ -40,6 +40,16 @@ class Peer:
     connection: Connection
     dialled: bool
 
+    @property
+    def address(self) -> str | None:
+        """Where the node listens: what it says of itself, with the host that it is seen at where it does not know its own."""
+        said = self.identity.facts.get("address")
+        if not isinstance(said, str):
+            return None
+        host, _, port = said.rpartition(":")
+        seen = self.connection.peer_address.rpartition(":")[0]
+        return f"{seen if host == config.BIND_ANY and seen else host}:{port}"
+
 
 @dataclass(slots=True)
 class Events:

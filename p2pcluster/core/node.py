@@ -17,6 +17,7 @@ from p2pcluster import config
 from p2pcluster.core import commands, status
 from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
+from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import Load, plan_processes
 from p2pcluster.core.queues import Chunk, Outcome, PipelineState, QueueState, State, shards_of
@@ -28,7 +29,6 @@ from p2pcluster.errors import RemoteProtocolError
 REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
 DUE_INTERVAL_MS = 50  # how late a retry may be
 LOST_SESSION_MS = config.SESSION_TIMEOUT_MS
-CAUGHT_UP_ENTRIES = 64  # behind the commit index; a busy follower is always a little behind
 LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are a little behind; four times that for slower ones
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
@@ -107,6 +107,7 @@ class Node:
         self.state = state
         self.raft = Raft(RaftSettings(node_id, generation), random, hard_state, log, configuration, commit_index, now_ms)
         self.applied_configuration = configuration
+        self.may_serve = True
         self.sessions: dict[str, Session] = {}
         self.notes: list[Note] = []
         self.alarms: dict[str, str] = {}
@@ -127,8 +128,7 @@ class Node:
         self._owners: dict[str, str] = {}
         self._waiters: list[tuple[str, int, str, int]] = []
         self._lost: dict[tuple[str, str], int] = {}
-        self._stable_since_ms: dict[str, int] = {}
-        self._is_leaving: set[str] = set()
+        self._watch = Watch(now_ms)
         self._next_due_ms = self._next_plan_ms = 0
         self._take_count = 0
 
@@ -295,7 +295,7 @@ class Node:
 
     def _check_serving(self) -> bool:
         """Begin to serve, or end it, as Raft says: a leader serves once it has applied all that was committed before its term."""
-        leads = self.raft.has_committed_in_term and (self._serving or self.raft.applied_index == self.raft.commit_index)
+        leads = self.may_serve and self.raft.has_committed_in_term and (self._serving or self.raft.applied_index == self.raft.commit_index)
         if leads and not self._serving:
             self._begin_serving()
         elif self._serving and not leads:
@@ -315,12 +315,12 @@ class Node:
         self._owners.clear()
         self._waiters.clear()
         self._lost.clear()
-        self._stable_since_ms.clear()
         self._propose_by_ms = None
 
     def _begin_serving(self) -> None:
         self._serving = True
         self._next_plan_ms = 0
+        self._watch = Watch(self._now_ms)
         self._old_below = {name: queue.next_id for name, queue in self.state.queues.items()}
         for queue in self.state.queues.values():
             for node, boot in queue.leases.held_by:
@@ -659,18 +659,11 @@ class Node:
         """One step towards the voters and standbys that the members should be."""
         if not self.raft.can_change_configuration:
             return
-        peers = {peer.node_id: peer for peer in self.raft.peers()}
-        connected = {session.node for session in self.sessions.values() if session.kind == "node"}
-        for node in connected:
-            peer = peers.get(node)
-            caught_up = node == self.id or (peer is not None and peer.match_index >= self.raft.commit_index - CAUGHT_UP_ENTRIES)
-            if caught_up:
-                self._stable_since_ms.setdefault(node, self._now_ms)
-            else:
-                self._stable_since_ms.pop(node, None)
-        for node in set(self._stable_since_ms) - connected:
-            del self._stable_since_ms[node]
-        following = next_configuration(self.raft.configuration, self.id, sorted(self.state.members), connected, self._stable_since_ms, self._now_ms)
+        members = sorted(self.state.members)
+        alive = {self.id, *(session.node for session in self.sessions.values() if session.kind == "node")}
+        matches = {self.id: self.raft.last_index, **{peer.node_id: peer.match_index for peer in self.raft.peers()}}
+        vitals = self._watch.observe(members, alive, matches, self.raft.last_index, self._now_ms)
+        following = next_configuration(self.raft.configuration, members, vitals, self.id, self._now_ms)
         if following is not None:
             self.raft.change_configuration(following.voters, following.learners, self.raft.cluster_time_ms(self._now_ms))
 
@@ -820,19 +813,3 @@ def _keys(chunk: Chunk, lo: int, hi: int) -> list[str | None] | None:
         return None
     keys = commands.keys_of(chunk.keys)
     return keys[lo - chunk.first : hi - chunk.first]
-
-
-def next_configuration(configuration: Configuration, leader: str, members: list[str], connected: set[str], stable_since_ms: dict[str, int],
-                       now_ms: int) -> Configuration | None:
-    """The next step towards an odd number of voters by the number of members, and one standby; None when there is none to take."""
-    voters, learners = list(configuration.voters), list(configuration.learners)
-    wanted = 1 if len(members) < 3 else 3 if len(members) < 5 else 5
-    copies = wanted + 1
-    spare = [node for node in members if node not in voters and node not in learners and node in connected]
-    if spare and len(voters) + len(learners) < copies:
-        return Configuration(tuple(voters), (), tuple(learners + spare[:1]))
-    stable = [n for n in learners if n in stable_since_ms and now_ms - stable_since_ms[n] >= 1000 * config.PROMOTE_STABLE_S]
-    if len(voters) < wanted and len(stable) >= wanted - len(voters):
-        chosen = stable[: wanted - len(voters)]
-        return Configuration(tuple(voters + chosen), (), tuple(n for n in learners if n not in chosen))
-    return None
