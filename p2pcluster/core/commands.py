@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from p2pcluster import config
 from p2pcluster.core.codec import Buffer, Message, decode_all
 from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
@@ -290,7 +291,7 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "fence": lambda f: len(f) == 3 and _is_text(f[0]) and _is_text(f[1]) and _is_number(f[2]),
     "ranges": _are_ranges,
     "ids": _are_ids,
-    "parts": lambda n: _is_number(n) and n > 0,
+    "parts": lambda n: _is_number(n) and 0 < n <= config.BUNDLE_BYTES_MAX // config.BUNDLE_PART_BYTES,
     "ports": _are_ports,
     "source": _is_source,
     "manifest": _is_manifest,

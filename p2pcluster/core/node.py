@@ -110,7 +110,7 @@ class Node:
         self.may_serve = True
         self.sessions: dict[str, Session] = {}
         self.notes: list[Note] = []
-        self.alarms: dict[str, str] = {}
+        self.alarms: dict[str, tuple[int, str]] = {}  # by pipeline and stage: the run that each came in, and its text
         self.rates = status.Rates()
         self._random = random
         self._now_ms = now_ms
@@ -574,7 +574,8 @@ class Node:
     def _on_node_alarm(self, session: Session, message: Message) -> None:
         key, text = message.fields["key"], message.fields["text"]
         if text:
-            self.alarms[key] = text
+            pipeline = self.state.pipelines.get(key.partition("/")[0])
+            self.alarms[key] = (pipeline.run if pipeline else 0, text)
         else:
             self.alarms.pop(key, None)
 
@@ -765,8 +766,10 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The object of `status --json`, less what only the shell knows."""
+        runs = {name: pipeline.run for name, pipeline in self.state.pipelines.items()}
+        alarms = {key: text for key, (run, text) in self.alarms.items() if runs.get(key.partition("/")[0]) == run}
         return status.status_of(self.state, self.rates, self.raft, list(self.sessions.values()),
-                                self.raft.cluster_time_ms(self._now_ms), self.alarms)
+                                self.raft.cluster_time_ms(self._now_ms), alarms)
 
 
 def is_over(pipeline: PipelineState) -> bool:

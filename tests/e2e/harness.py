@@ -245,8 +245,8 @@ class Site:
         return connect(pipeline, home=self.home, authkey_file=self.key_file, timeout_s=timeout_s)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.do("status", "--json").out)
-        return found
+        with self.connect() as cluster:
+            return cluster.status()
 
     def deploy(self, text: str, name: str = "project", **others: str) -> Finished:
         """Ship a project to the node that runs here."""

@@ -253,6 +253,8 @@ pipeline = Pipeline("three", Numbers >> Fail)
     done = site.do("run", project, "--until-done")
     assert done.code == 3
     assert_says(done.lines[-1], "1 item parked", "python -m p2pcluster parked list")
+    assert "Fail: item three/Fail:3 failed: ZeroDivisionError: division by zero" in done.lines
+    assert site.do("run", project, "--until-done").code == 3, "a done run that has parked items says so again"
 
 
 def test_a_stage_that_does_not_start_keeps_its_items_and_status_says_why(site: Site) -> None:
@@ -287,6 +289,27 @@ pipeline = Pipeline("needs", Numbers >> Needs)
         assert cluster.parked() == []
     (site.folder / "flag").touch()
     assert node.wait_for_exit() == 0, "no item was counted as delivered"
+
+
+def test_a_source_whose_process_ends_again_and_again_says_so(shared: Site) -> None:
+    shared.deploy(HEAD + """
+import os
+
+@source
+def Exits():
+    os._exit(3)
+
+@sink
+def Nothing(x): pass
+
+pipeline = Pipeline("exits", Exits >> Nothing)
+""", "exits")
+    shared.nodes[0].wait_for_line("Exits: the source's process exited with code 3 and is started again")
+    shared.nodes[0].wait_for_line("Exits: the source's process exited with code 3 2 times without emitting anything")
+    with shared.connect("exits") as cluster:
+        assert any("Exits: the source's process exited with code 3" in alarm for alarm in cluster.status()["alarms"])
+        cluster.close("Exits")
+        cluster.wait(30)
 
 
 def test_a_stage_that_prints_100_mb_while_nobody_reads_holds_only_itself(site: Site) -> None:

@@ -592,8 +592,8 @@ def Twice(x): return int(2 * x)
 pipeline = Pipeline("killed", Values >> Queue("values", maxsize=200) >> Half >> Twice >> Queue("out", maxsize=None))
 """)
     chance = random.Random(seed)
-    moments = sorted(chance.randrange(count // 2) for _ in range(6))
-    victims = [*"node stage source".split(), *chance.choices("node stage source".split(), k=3)]
+    victims = [*"node stage source".split(), *chance.choices("node stage source".split(), k=2)]
+    moments = sorted(chance.randrange(count // 2) for _ in victims)
     chance.shuffle(victims)
     node = site.start("run", project, "--until-done")
     for moment, victim in zip(moments, victims, strict=True):

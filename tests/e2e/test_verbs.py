@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -168,7 +169,7 @@ def _stage(site: Site, name: str) -> dict[str, int]:
 
 def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
     wait_for(lambda: _stage(inverses, "Invert")["processes"], "the stage runs")
-    status = inverses.status()
+    status = json.loads(inverses.do("status", "--json").out)
     assert list(status) == ["cluster", "leader", "nodes", "pipelines", "stages", "queues", "alarms"]
     assert set(status["cluster"]) == {"id", "name", "term", "commit_index"}
     assert set(status["leader"]) == {"id", "name", "address"}
@@ -294,6 +295,25 @@ pipeline = Pipeline("long", Numbers >> Same)
     assert results.popen.stderr.read() == ""
 
 
+def test_close_ends_a_source_that_never_would(shared: Site) -> None:
+    shared.deploy(HEAD + """
+from itertools import count
+
+@source
+def Numbers():
+    yield from count()
+
+@sink
+def Nothing(x): pass
+
+pipeline = Pipeline("endless", Numbers >> Nothing)
+""", "endless")
+    with shared.connect("endless") as cluster:
+        wait_for(lambda: _stage(shared, "Nothing")["done"] > 100, "it runs")
+        assert shared.do("close", "Numbers", "--pipeline", "endless").code == 0
+        cluster.wait(30)
+
+
 def test_stop_ends_the_node_in_order(site: Site) -> None:
     node = site.hands()
     assert site.do("stop").code == 0
@@ -304,28 +324,25 @@ def test_stop_ends_the_node_in_order(site: Site) -> None:
     assert not site.journal.with_name("journal.sqlite3-wal").exists(), "the journal was closed in order"
 
 
-def test_a_backup_of_a_running_node_can_be_restored(site: Site) -> None:
-    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 starts")
-    assert site.do("put", "numbers", stdin="1\n2\n").code == 0
-    with site.connect() as cluster:
-        wait_for(lambda: len(list(cluster.results("Invert"))) == 2, "both are done")
+def test_a_backup_under_load_is_restored_and_goes_on_from_there(site: Site) -> None:
+    project = site.project(VERSION, helper="MARK = 1")
+    node = site.start("run", project)
+    wait_for(lambda: _is_up(site) and _marked(site) >= 50, "some are done")
     done = site.do("backup", site.folder / "copy.sqlite3")
     assert done.code == 0
     assert "copy.sqlite3: the journal up to entry " in done.out
-    assert site.do("put", "numbers", stdin="4\n").code == 0, "what comes after the backup is not in it"
     twice = site.do("backup", site.folder / "copy.sqlite3")
     assert twice.code == 1
-    assert "exists" in twice.the_error()
-    assert site.nodes[-1].stop() == 0
-    restored = site.folder / "restored"
-    restored.mkdir(mode=0o700)
-    (site.folder / "copy.sqlite3").rename(restored / "journal.sqlite3")
-    site.home = restored
-    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 goes on")
-    with site.connect("inverses") as cluster:
-        assert sorted(cluster.results("Invert")) == [0.5, 1.0]
-        cluster.put("numbers", 8)
-        wait_for(lambda: sorted(cluster.results("Invert")) == [0.125, 0.5, 1.0], "it goes on from there")
+    assert "exists: name a file that does not" in twice.the_error()
+    assert node.stop() == 0
+    site.home = site.folder / "restored"
+    site.home.mkdir(mode=0o700)
+    (site.folder / "copy.sqlite3").rename(site.journal)
+    site.start("run", project).wait_for_line("versions: run 1 goes on")
+    with site.connect("versions") as cluster:
+        cluster.wait(60)
+        assert sorted(cluster.results("Mark")) == [[x, 1] for x in range(400)]
+        assert cluster.parked() == []
 
 
 def test_a_backup_where_there_is_no_journal(site: Site) -> None:
@@ -384,8 +401,7 @@ pipeline = Pipeline("versions", Numbers >> Mark)
 def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_item(site: Site) -> None:
     project = site.project(VERSION, helper="MARK = 'old'")
     node = site.start("run", project)
-    with_old = wait_for(lambda: (site.home / "address.json").exists() and _marked(site) >= 20, "some are done by the old version")
-    assert with_old
+    wait_for(lambda: _is_up(site) and _marked(site) >= 20, "some are done by the old version")
     project = site.project(VERSION, helper="MARK = 'new'")
     done = site.do("deploy", project)
     assert done.code == 0
@@ -402,6 +418,10 @@ def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_i
     assert node.is_running
     same = site.do("deploy", project)
     assert (same.code, "is deployed already" in same.out) == (0, True)
+
+
+def _is_up(site: Site) -> bool:
+    return (site.home / "address.json").exists()
 
 
 def _marked(site: Site) -> int:
@@ -495,6 +515,50 @@ def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site
     rest = site.do("run", "project", "--until-done")
     assert rest.code == 0
     assert printed(rest.lines) == ["Print | began 1", "Print | began 2", "Print | ended 1", "Print | ended 2"]
+
+
+POLL = HEAD + """
+import time
+from pathlib import Path
+
+@source
+def Poll():
+    \"\"\"What it returns it cannot return again.\"\"\"
+    out = Path(current().out_dir)
+    if (out / "end").exists():
+        raise StopIteration
+    with open(out / "polled", "a") as file:
+        number = file.tell()
+        file.write(".")
+    return number
+
+@stage(processes=1)
+def Same(x):
+    if not Path(current().out_dir, "end").exists():
+        time.sleep(0.001)
+    return x
+
+pipeline = Pipeline("polling", Poll >> Queue("in", maxsize=200) >> Same)
+"""
+
+
+def test_what_a_function_source_returned_survives_a_new_version_and_a_stop_in_order(site: Site) -> None:
+    """Nobody can ask such a source again: what it gave is put before its process ends, though the queue behind it is full."""
+    node = site.start("run", site.project(POLL))
+    node.wait_for_line("run 1 starts")
+    with site.connect("polling") as cluster:
+        wait_for(lambda: _stage(site, "Same")["done"] >= 300, "the queue is full")
+        site.deploy(POLL + "# edited")
+        done = _stage(site, "Same")["done"]
+        wait_for(lambda: _stage(site, "Same")["done"] >= done + 300, "the new version works")
+        assert cluster.status()["alarms"] == []
+    assert node.stop() == 0
+    polled = (site.out("polling") / "polled").stat().st_size
+    (site.out("polling") / "end").touch()
+    site.start("run", "project").wait_for_line("run 1 goes on")
+    with site.connect("polling") as cluster:
+        cluster.wait(30)
+        assert sorted(cluster.results("Same")) == list(range(polled))
 
 
 def test_a_run_until_done_that_is_stopped_before_it_is_done_exits_1(site: Site) -> None:

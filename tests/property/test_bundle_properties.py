@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import pytest
@@ -27,9 +28,9 @@ from p2pcluster.errors import BundleRejected, ProjectError
 deterministic = settings(deadline=None, derandomize=True, max_examples=100)
 
 HOSTILE_PARTS = [
-    *("..", ".", "...", ".. ", "a.", "a ", "A", "a", "C:", "c:x", "a\\b", "..\\x", "NUL", "aux.py", "com1 .t", "~", "-rf"),
-    *("caf\u00e9", "cafe\u0301", "stra\u00dfe", "STRASSE", "\u0130", "i\u0307", "\u212a", "k", "\u202e", "a\nb", "*?[", " "),
-    *("\udce9", "x" * 255, "\u00fc" * 127, "\u00fc" * 128, "%2e%2e", "$(x)", "a;b", "'", '"', "PK\x03\x04"),
+    *("..", ".", "...", ".. ", "a.", "a ", "A", "a", "C:", "c:x", "a\\b", "..\\x", "NUL", "aux.py", "com1 .t", "~"),
+    *("caf\u00e9", "cafe\u0301", "stra\u00dfe", "STRASSE", "\u0130", "i\u0307", "\u212a", "k", "\u202e", "a\nb", "*?["),
+    *("\udce9", "x" * 255, "\u00fc" * 127, "\u00fc" * 128, "%2e%2e", "$(x)", "a;b", "'", '"', " ", "-rf", "PK\x03\x04"),
 ]
 parts = st.one_of(
     st.sampled_from(HOSTILE_PARTS),
@@ -139,9 +140,11 @@ def test_harmless_names_always_survive_the_journey(files: dict[str, tuple[bytes,
 
 @deterministic
 @given(harmless_trees, st.randoms(use_true_random=False))
-def test_the_order_of_writing_and_the_place_change_nothing(files: dict[str, tuple[bytes, bool]], random: object) -> None:
+def test_the_order_of_writing_and_the_place_change_nothing(
+    files: dict[str, tuple[bytes, bool]], random: Random
+) -> None:
     shuffled = list(files.items())
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     first, second = packed(files), packed(dict(shuffled))
     assert first is not None and second is not None
     assert first.bundle == second.bundle
@@ -231,11 +234,16 @@ def test_under_the_announced_hash_every_damage_is_refused(sample: Bundle, positi
 
 # --- 3. Hostile zips
 
-tokens = st.sampled_from([b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"../", b"\0", b"\xff\xff\xff\xff", b"/", b"\\"])
+tokens = st.sampled_from(
+    [b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"../", b"\0", b"\xff\xff\xff\xff", b"/", b"\\"]
+)
+splices_of_a_zip = st.lists(
+    st.tuples(st.integers(min_value=0), st.integers(0, 8), st.one_of(tokens, st.binary(max_size=8))), max_size=6
+)
 
 
 @deterministic
-@given(st.lists(st.tuples(st.integers(min_value=0), st.integers(0, 8), st.one_of(tokens, st.binary(max_size=8))), max_size=6))
+@given(splices_of_a_zip)
 def test_a_zip_that_is_cut_and_spliced_is_refused_or_whole(
     sample: Bundle, splices: list[tuple[int, int, bytes]]
 ) -> None:
@@ -253,7 +261,8 @@ def test_arbitrary_bytes_are_refused_or_whole(garbage: bytes) -> None:
 
 
 LEADS_ELSEWHERE = [
-    *("../", "/", "//", "a/../../", "C:/", "C:", "..\\", "\\", "a\\..\\..\\", "./", "a/./", "a//", ".. /", "a/.../", "nul/", "\0"),
+    *("../", "/", "//", "a/../../", "C:/", "C:", "..\\", "\\", "a\\..\\..\\", "./", "a/./", "a//", ".. /"),
+    *("a/.../", "nul/", "\0"),
 ]
 
 
@@ -263,8 +272,10 @@ class Hostile(NamedTuple):
 
 
 honest_entries = st.builds(Hostile, harmless_parts, st.sampled_from([0o100644, 0o100755]))
-slips = st.builds(Hostile, st.builds("".join, st.tuples(st.sampled_from(LEADS_ELSEWHERE), harmless_parts)), st.just(0o100644))
-special = st.builds(Hostile, harmless_parts, st.sampled_from([0o120777, 0o040755, 0o010644, 0o020644, 0o060644, 0o104755]))
+slip_names = st.tuples(st.sampled_from(LEADS_ELSEWHERE), harmless_parts).map("".join)
+slips = st.builds(Hostile, slip_names, st.just(0o100644))
+special_modes = st.sampled_from([0o120777, 0o040755, 0o010644, 0o020644, 0o060644, 0o104755])
+special = st.builds(Hostile, harmless_parts, special_modes)
 duplicates = st.builds(Hostile, st.sampled_from(["One", "one", "ONE", "one/x", "one."]), st.just(0o100644))
 
 
@@ -291,12 +302,12 @@ def test_honest_entries_are_unpacked(entries: list[Hostile]) -> None:
 @deterministic
 @given(
     st.lists(honest_entries, unique_by=lambda entry: entry.name, max_size=3),
-    st.one_of(st.lists(st.one_of(slips, special), min_size=1, max_size=2), st.lists(duplicates, min_size=2, max_size=3)),
+    st.lists(st.one_of(slips, special), min_size=1, max_size=2) | st.lists(duplicates, min_size=2, max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_one_hostile_entry_spoils_the_zip(honest: list[Hostile], hostile: list[Hostile], random: object) -> None:
+def test_one_hostile_entry_spoils_the_zip(honest: list[Hostile], hostile: list[Hostile], random: Random) -> None:
     entries = honest + hostile
-    random.shuffle(entries)  # type: ignore[attr-defined]
+    random.shuffle(entries)
     assert unpacked(hostile_zip(entries)) is None
 
 

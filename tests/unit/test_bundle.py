@@ -104,7 +104,7 @@ def one_line(error: Exception) -> str:
 
 
 def test_the_whole_tree_is_packed_data_files_and_all(folder: Path) -> None:
-    write(folder, "pipeline.py", "package/__init__.py", "package/deep/er/module.py", "data/table.csv", ".env", "LICENSE")
+    write(folder, "pipeline.py", "package/__init__.py", "package/deep/er/module.py", "data/t.csv", ".env", "LICENSE")
     assert names_in(pack(folder)) == set(tree(folder))
 
 
@@ -128,8 +128,8 @@ def test_a_folder_without_files_is_an_empty_bundle(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(".git/config", ".hg/store", ".svn/entries", "__pycache__/a.pyc", "old.pyc", ".venv/bin/python", "venv/pyvenv.cfg"),
-        *("node_modules/x/index.js", ".pytest_cache/v", ".mypy_cache/m", ".hypothesis/e", ".tox/py", "p.egg-info/PKG-INFO"),
+        *(".git/config", ".hg/store", ".svn/entries", "__pycache__/a.pyc", "old.pyc", ".venv/bin/python", "venv/x.cfg"),
+        *("node_modules/x/index.js", ".pytest_cache/v", ".mypy_cache/m", ".hypothesis/e", ".tox/py", "p.egg-info/x"),
         *(".DS_Store", "db.sqlite3-wal", "db.sqlite3-shm", ".p2pcluster/default/authkey"),
     ],
 )
@@ -333,7 +333,9 @@ def test_a_name_that_is_not_utf8_is_refused_in_a_printable_line(folder: Path) ->
 
 
 @posix_only
-@pytest.mark.parametrize("name", ["a b.txt", "-rf", "'\"$(x)`.txt", "new\nline", "ab:c... d", "日本語/ü.txt", "~", "con_.py", "*"])
+@pytest.mark.parametrize(
+    "name", ["a b.txt", "-rf", "'\"$(x)`.txt", "new\nline", "ab:c... d", "日本語/ü.txt", "~", "con_.py", "*"]
+)
 def test_a_name_that_is_merely_strange_is_packed(folder: Path, tmp_path: Path, name: str) -> None:
     write(folder, name)
     packed = pack(folder)
@@ -517,7 +519,7 @@ def test_a_folder_of_a_checkout_is_packed_alone_by_the_rules_of_the_whole(checko
 def test_names_that_git_would_quote_are_packed(checkout: Path) -> None:
     write(checkout, "ü.py", 'quote".py', "new\nline", "tab\there", " space ", "-dash")
     git(checkout, "add", "ü.py", "new\nline")
-    assert names_in(pack(checkout)) == set(tree(checkout)) - {name for name in tree(checkout) if name.startswith(".git/")}
+    assert names_in(pack(checkout)) == {name for name in tree(checkout) if not name.startswith(".git/")}
 
 
 @needs_git
@@ -895,8 +897,8 @@ def test_a_link_and_a_file_behind_it_are_refused(destination: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "names",
     [
-        *(["a", "a"], ["a", "A"], ["caf\u00e9", "cafe\u0301"], ["a", "a/b"], ["a/b", "a"], ["A/b", "a"], ["d/a", "D/b"]),
-        *(["stra\u00dfe", "STRASSE"], ["a", "a."], ["x/a /b", "x/a"], ["x/y/z", "x/Y/z"]),
+        *(["a", "a"], ["a", "A"], ["caf\u00e9", "cafe\u0301"], ["a", "a/b"], ["a/b", "a"], ["A/b", "a"]),
+        *(["stra\u00dfe", "STRASSE"], ["a", "a."], ["x/a /b", "x/a"], ["x/y/z", "x/Y/z"], ["d/a", "D/b"]),
     ],
 )
 def test_names_that_are_one_on_some_disk_are_refused(destination: Path, names: list[str]) -> None:
