@@ -511,7 +511,7 @@ _UNPACKING = ".unpacking-"
 _PART_BYTES = 256 * 1024
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _FLAG_UTF8 = 0x800
-# zipfile documents the first; damaged bytes have made it and its helpers raise the others.
+# zipfile documents the first alone; by its source, damaged bytes can make it raise any of these.
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError)
 
 # Each call removes what earlier ones left behind, and must not take its neighbour's work for that. Other processes are

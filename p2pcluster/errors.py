@@ -74,12 +74,6 @@ class NoLeader(ClusterError):
     exit_code = 5
 
 
-class StaleFence(ClusterError):
-    """The lease that was named is no longer the current one."""
-
-    code = "stale_fence"
-
-
 class UnknownName(ClusterError):
     """A queue, stage, pipeline or item that does not exist."""
 

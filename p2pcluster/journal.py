@@ -46,7 +46,8 @@ _LOG_COLUMNS = "idx, term, at_ms, kind, body, chain, commit_idx, crc"
 _META_START: dict[str, Any] = {
     "format": FORMAT, "base_idx": 0, "base_term": 0, "base_at_ms": 0, "base_chain": _CHAIN_ZERO, "term": 0, "voted_for": None,
     "commit_idx": 0, "applied_idx": 0, "applied_term": 0, "applied_at_ms": 0, "applied_hash": bytes(16), "clean_idx": None,
-    "clean_chain": None, **{f"sum_{table}": 0 for table in TABLES},
+    "clean_chain": None, "node_id": None, "cluster_id": None, "cluster_name": None, "configuration": None,
+    **{f"sum_{table}": 0 for table in TABLES},
 }
 _ENTRY_HEAD = struct.Struct(">QQQB")
 _MARK = struct.Struct(">8sQQQ16sI")
@@ -235,6 +236,7 @@ class Journal:
         self._pins = reader.pins
         self._meta = reader.meta
         self._chain = reader.chain
+        self._commit_idx = reader.commit_index
         self._last_index = reader.last_index
         self._log_bytes = reader.log_bytes
 
@@ -302,7 +304,10 @@ class Journal:
     def _insert(self, entry: Entry, commit_idx: int) -> None:
         assert entry.index == self._last_index + 1, "entries are written without a gap"
         chain = next_chain(self._chain, entry)
-        values = (entry.index, entry.term, entry.at_ms, entry.kind, entry.body, chain, commit_idx)
+        # A lone voter's entry is committed once it is durable, which Raft counts only later, under a newer configuration perhaps: what a
+        # row has said stays said.
+        self._commit_idx = max(self._commit_idx, commit_idx)
+        values = (entry.index, entry.term, entry.at_ms, entry.kind, entry.body, chain, self._commit_idx)
         self._db.execute("INSERT INTO journal VALUES (?,?,?,?,?,?,?,?)", (*values, row_crc(values)))
         self._chain = chain
         self._last_index = entry.index
@@ -520,7 +525,7 @@ class Journal:
 
     def install(self, head: Head, rows: list[TableRow], hard_state: HardState | None) -> None:
         """Become the snapshot: tables and log are replaced in one transaction; node id, term and vote stay this node's own."""
-        self._mark.go_back(head.index)
+        self._mark.go_back(head.index - 1)  # this node may have had another entry there
         with _sqlite_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             for table in ("journal", *TABLES):
@@ -543,6 +548,7 @@ class Journal:
             self._db.execute("COMMIT")
         self.commits += 1
         self._last_index, self._chain, self._log_bytes = head.index, head.chain, 0
+        self._commit_idx = head.index
         self._mark.move(self._last_index, ballot_of(self._meta), self._chain)
 
     @property
@@ -727,7 +733,9 @@ def _first_unreadable(db: sqlite3.Connection, index: int) -> int:
 
 def last_commit_idx(db: sqlite3.Connection, meta: dict[str, Any]) -> int:
     """How far a journal's log is known to be committed."""
-    row = db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
+    row = None
+    with suppress(sqlite3.DatabaseError):  # who reads the log learns it too, and which entry it is
+        row = db.execute("SELECT commit_idx FROM journal ORDER BY idx DESC LIMIT 1").fetchone()
     in_log: int = row[0] if row and isinstance(row[0], int) else 0
     return max(in_log, int(meta["commit_idx"]), int(meta["applied_idx"]))
 

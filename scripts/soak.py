@@ -2,6 +2,7 @@
 
     python scripts/soak.py plain --kills 200          a plain generator through two stages; source, stage and node are killed
     python scripts/soak.py census --kills 20          the bundled example; the node and a stage process are killed in turn
+    python scripts/soak.py cluster --nodes 3 --kills 20   the plain one on several nodes; leaders, followers and stage processes are killed
 
 Everything runs on loopback in a temporary folder. The seed is printed; --seed repeats the choices (not the timing).
 """
@@ -19,12 +20,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2pcluster.client import connect  # noqa: E402
 from p2pcluster.errors import ClusterError  # noqa: E402
+from p2pcluster.journal import open_for_reading  # noqa: E402
 
 PLAIN = '''
 import time
@@ -51,12 +54,13 @@ pipeline = Pipeline("plain", Numbers >> Add >> Double >> Queue("out", maxsize=No
 class Node:
     """A node under test: started, killed, started again. `pids` are the processes that this script started and may kill."""
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
+    def __init__(self, folder: Path, arguments: list[str], name: str = "home", port: int = 47400) -> None:
         self.folder = folder
+        self.home = folder / name
         self.arguments = arguments
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "P2PCLUSTER_HOME": str(folder / "home"),
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "P2PCLUSTER_HOME": str(self.home), "P2PCLUSTER_PORT": str(port),
                             "P2PCLUSTER_AUTHKEY_FILE": str(folder / "key"), "P2PCLUSTER_BIND": "127.0.0.1"}
-        self.log = (folder / "node.log").open("ab")
+        self.log = (folder / f"{name}.log").open("ab")
         self.popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -117,7 +121,7 @@ def kill_something(node: Node, chance: random.Random, kinds: list[str], counts: 
     if kind == "node" or not children:
         before = node.pid
         node.kill_node()
-        check_journal(node.folder / "home")
+        check_journal(node.home)
         node.start()
         assert node.pid != before, "the node is another process"
         counts["node"] += 1
@@ -141,7 +145,7 @@ def soak(node: Node, chance: random.Random, kills: int, gap_s: float, kinds: lis
             break
         kill_something(node, chance, kinds, counts)
     node.wait(max(1.0, deadline_s - time.monotonic()))
-    check_journal(node.folder / "home")
+    check_journal(node.home)
     return counts
 
 
@@ -154,7 +158,7 @@ def plain(args: argparse.Namespace, folder: Path, chance: random.Random) -> None
     node.arguments = ["run", str(project)]
     node.start()
     try:
-        with connect("plain", home=folder / "home", authkey_file=folder / "key", timeout_s=30) as cluster:
+        with connect("plain", home=node.home, authkey_file=folder / "key", timeout_s=30) as cluster:
             values = list(cluster.results("out"))
             parked = cluster.parked()
     finally:
@@ -184,9 +188,79 @@ def census(args: argparse.Namespace, folder: Path, chance: random.Random) -> Non
     print("the totals equal a direct count")
 
 
+def cluster(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
+    project = folder / "project"
+    project.mkdir()
+    (project / "pipeline.py").write_text(PLAIN.format(count=args.count, delay=args.delay))
+    port = chance.randrange(20000, 30000)
+    nodes = [Node(folder, ["run", str(project)], f"node{n}", port) for n in range(args.nodes)]
+    for node in nodes:
+        node.start()
+    counts: Counter[str] = Counter()
+    deadline_s = time.monotonic() + args.timeout
+    while not (folder / "key").exists():
+        time.sleep(0.1)
+    try:
+        with connect("plain", home=nodes[0].home, authkey_file=folder / "key", timeout_s=60) as link:
+            while len(link.status()["nodes"]) < args.nodes:
+                time.sleep(0.2)
+            for _ in range(args.kills):
+                time.sleep(chance.uniform(0.0, 2.0) * args.gap)
+                state = link.status()
+                if state["pipelines"][0]["state"] == "done":
+                    print(f"the run ended after {sum(counts.values())} kills: give it more work")
+                    break
+                kill_in_cluster(nodes, state, chance, counts)
+            while (state := link.status())["pipelines"][0]["state"] != "done":
+                if time.monotonic() > deadline_s:
+                    raise SystemExit(f"FAILED: not done in time: {state}")
+                time.sleep(0.5)
+            values, parked = list(link.results("out")), link.parked()
+    finally:
+        for node in nodes:
+            node.popen.send_signal(signal.SIGTERM) if node.is_running and node.popen else None
+        for node in nodes:
+            node.wait(30)
+    check_cluster(nodes)
+    expected = [2 * (n + 1) for n in range(args.count)]
+    doubles = [value for value, count in Counter(values).items() if count > 1]
+    print(f"{sum(counts.values())} kills {dict(counts)}: {len(values)} values, {len(set(expected) - set(values))} missing, "
+          f"{len(doubles)} twice, {len(parked)} parked")
+    if sorted(values) != expected or parked:
+        raise SystemExit("FAILED")
+    print("every value is there exactly once")
+
+
+def kill_in_cluster(nodes: list[Node], state: dict[str, Any], chance: random.Random, counts: Counter[str]) -> None:
+    """Kill the leader, another node or a stage process; what was killed starts again."""
+    leader = next((node for node in nodes if state["leader"]["name"].endswith("/" + node.home.name)), nodes[0])
+    kind = chance.choice(["leader", "node", "stage"])
+    node = leader if kind == "leader" else chance.choice(nodes)
+    if kind == "stage" and (children := node.children()):
+        os.kill(chance.choice(list(children)), signal.SIGKILL)
+    else:
+        node.kill_node()
+        time.sleep(chance.choice([0.0, 1.0, 3.0]))
+        node.start()
+    counts["leader" if node is leader and kind != "stage" else kind] += 1
+
+
+def check_cluster(nodes: list[Node]) -> None:
+    """Every copy is whole, and copies that stand at the same entry hold the same state."""
+    states: dict[int, set[bytes]] = {}
+    for node in nodes:
+        check_journal(node.home)
+        reader = open_for_reading(node.home / "journal.sqlite3", node.home / "journal.mark")
+        states.setdefault(reader.state.applied_idx, set()).add(reader.state.hash)
+    print(f"copies stand at entries {sorted(states)}")
+    if any(len(hashes) > 1 for hashes in states.values()):
+        raise SystemExit("FAILED: copies at one entry differ")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plain", "census"])
+    parser.add_argument("what", choices=["plain", "census", "cluster"])
+    parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--gap", type=float, default=1.0, help="seconds between kills, on average")
     parser.add_argument("--count", type=int, default=100_000)
@@ -198,7 +272,7 @@ def main() -> None:
     print(f"seed {seed}")
     folder = Path(tempfile.mkdtemp(prefix="p2pcluster-soak-"))
     try:
-        {"plain": plain, "census": census}[args.what](args, folder, random.Random(seed))
+        {"plain": plain, "census": census, "cluster": cluster}[args.what](args, folder, random.Random(seed))
     except BaseException:
         print(f"kept: {folder}")
         raise

@@ -386,15 +386,18 @@ class Discovery:
         """Other clusters of this name. For whoever leads; it asks as long as there are any."""
         if self.state not in (State.FOUNDER, State.MEMBER) or self.me.cluster_id is None:
             return []
-        others: dict[str, Beacon] = {}
+        others: dict[str, list[Peer]] = {}
         for peer in self.live_peers(now_ms):
             cluster_id = peer.beacon.cluster_id
             if _is_of_cluster(peer.beacon) and cluster_id is not None and cluster_id != self.me.cluster_id:
-                others[cluster_id] = max(others.get(cluster_id, peer.beacon), peer.beacon, key=_knowledge)
-        return [
-            Rival(cluster_id, _verdict(self.me, beacon), beacon.members, tuple(self.doors(now_ms, cluster_id)))
-            for cluster_id, beacon in sorted(others.items())
-        ]
+                others.setdefault(cluster_id, []).append(peer)
+        return [self._rival(cluster_id, others[cluster_id], now_ms) for cluster_id in sorted(others)]
+
+    def _rival(self, cluster_id: str, peers: list[Peer], now_ms: int) -> Rival:
+        # Work is never taken back, so whoever knows of it is right; of all else the leader knows most.
+        has_work = any(peer.beacon.has_work for peer in peers)
+        beacon = replace(max(peers, key=_knowledge).beacon, has_work=has_work)
+        return Rival(cluster_id, _verdict(self.me, beacon), beacon.members, tuple(self.doors(now_ms, cluster_id)))
 
     def alarms(self, now_ms: int) -> list[str]:
         """What people have to know about, as long as it is so."""
@@ -559,9 +562,10 @@ def _is_of_cluster(beacon: Beacon) -> bool:
     return beacon.cluster_id is not None and beacon.state in (State.FOUNDER, State.MEMBER)
 
 
-def _knowledge(beacon: Beacon) -> tuple[int, int, int]:
-    """Whose word about a cluster is the newest."""
-    return beacon.generation, beacon.term, beacon.commit_index
+def _knowledge(peer: Peer) -> tuple[int, int, bool, int]:
+    """Whose word about its cluster is worth most."""
+    beacon = peer.beacon
+    return beacon.generation, beacon.term, beacon.leader_id == peer.node_id, beacon.commit_index
 
 
 def _precedence(beacon: Beacon) -> tuple[bool, int, str]:

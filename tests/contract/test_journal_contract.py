@@ -5,10 +5,9 @@ A fake earns its place in simulations here. The real one's own affairs, damage t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,14 +16,18 @@ from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, NOOP, Entry
-from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.queues import State
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
+from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
+from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import JournalError
-from p2pcluster.journal import Compaction, Journal, Write, apply_entry, checkpoint_of
-from tests.contract.stores import MEMORY, AnyJournal, RealStore, SimStore, Store
-from tests.simulation.queue_model import beginning, entry_body, values_of
+from p2pcluster.journal import Compaction, Journal, Write, checkpoint_of
+from tests.contract.stores import MEMORY, RealStore, SimStore, Store
+from tests.simulation.queue_model import beginning, entry_body, plain_rows
 from tests.simulation.sim_journal import Fault, SimJournal
+from tests.simulation.sole_voter import SoleVoter, facts, put
 
 FENCE = Fence("n1", "b1", 1)
 ERROR = {"type": "ValueError", "text": "no", "traceback": None}
@@ -32,87 +35,16 @@ ERROR = {"type": "ValueError", "text": "no", "traceback": None}
 
 @pytest.fixture(params=["sim", "real"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return SimStore() if request.param == "sim" else RealStore(tmp_path / "store")
+    return SimStore() if request.param == "sim" else RealStore(tmp_path)
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-
-
-def put(queue: str, seq: int, *bodies: bytes, keys: bytes | None = None) -> Message:
-    return commands.put("c1", 0, seq, [Port([queue], lengths_blob(map(len, bodies)), b"".join(bodies), None, keys)])
-
-
-@dataclass
-class Node:
-    """What a sole voter does with its journal."""
-
-    store: Store
-    memory: int = MEMORY
-
-    def __post_init__(self) -> None:
-        self.open()
-
-    def open(self) -> None:
-        self.journal: AnyJournal
-        self.journal, self.recovered = self.store.open(self.memory)
-        self.state = self.recovered.state
-        self.last_index = self.recovered.last_index
-
-    def entries(self, *bodies: Iterable[Message]) -> tuple[Entry, ...]:
-        return tuple(Entry(index, 1, 10 * index, COMMANDS, entry_body(body)) for index, body in enumerate(bodies, self.last_index + 1))
-
-    def write(self, write: Write) -> Compaction:
-        compaction = self.journal.write(write)
-        for chunk in compaction.filled:
-            self.state.filled(chunk.queue, chunk.first, chunk.body_crc)
-        for entry in write.entries:
-            apply_entry(self.state, entry)
-        self.last_index += len(write.entries)
-        return compaction
-
-    def commit(self, *messages: Message) -> None:
-        self.write(Write(self.entries(messages), sole_voter=True))
-
-    def checkpoint(self) -> None:
-        self.write(Write(checkpoint=checkpoint_of(self.state)))
-
-    def compact(self, bytes_max: int = 1 << 20) -> Compaction:
-        return self.write(Write(compact=(self.last_index + 1, bytes_max)))
-
-    def crash(self) -> None:
-        self.store.crash()
-        self.open()
-
-    def end(self) -> None:
-        self.journal.close()
-        self.open()
-
-    def chunks(self, queue: str) -> list[Chunk]:
-        return list(self.state.queues[queue].chunks)
-
-    def values(self, queue: str) -> list[bytes]:
-        """The bytes of every open item."""
-        found = []
-        held = self.state.queues[queue]
-        for chunk in held.chunks:
-            lengths, body = self.journal.read_bodies(queue, chunk) if chunk.body is None else (chunk.lengths, chunk.body)
-            for lo, hi in held.open_ranges(chunk.first, chunk.end):
-                found += values_of(*chunk.slice_of(lengths, body, lo, hi))
-        return found
 
 
 @pytest.fixture
-def node(store: Store) -> Node:
+def node(store: Store) -> SoleVoter:
     """A node whose projects are deployed and run."""
-    made = Node(store)
+    made = SoleVoter(store)
     made.commit(*beginning())
     return made
-
-
-def facts(state: State) -> tuple[Any, ...]:
-    return state.applied_idx, state.applied_term, state.at_ms, state.hash, state.all_rows()
 
 
 # --- Writing and recovering ------------------------------------------------------------------------------------------
@@ -127,8 +59,8 @@ def test_a_new_journal_is_empty(store: Store) -> None:
     assert (journal.meta.get("node_id"), journal.log_bytes) == (None, 0)
 
 
-@pytest.mark.parametrize("ending", [Node.crash, Node.end])
-def test_everything_that_a_write_holds_is_there_afterwards(node: Node, ending: Callable[[Node], None]) -> None:
+@pytest.mark.parametrize("ending", [SoleVoter.crash, SoleVoter.end])
+def test_everything_that_a_write_holds_is_there_afterwards(node: SoleVoter, ending: Callable[[SoleVoter], None]) -> None:
     node.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]), HardState(3, "n2"), sole_voter=True,
                      meta=(("node_id", "n1"), ("cluster_name", "lab"))))
     before = facts(node.state)
@@ -147,7 +79,7 @@ def test_a_vote_is_kept_without_any_entry(store: Store) -> None:
     assert store.open()[1].hard_state == HardState(7, "n3")
 
 
-def test_entries_come_back_as_they_were_written(node: Node) -> None:
+def test_entries_come_back_as_they_were_written(node: SoleVoter) -> None:
     entries = (Entry(2, 1, 20, NOOP, b""), Entry(3, 2, 20, COMMANDS, memoryview(entry_body([put("p/in", 1, b"x")]))))
     node.write(Write(entries, sole_voter=True))
     node.crash()
@@ -157,7 +89,7 @@ def test_entries_come_back_as_they_were_written(node: Node) -> None:
     assert [bytes(e.body) for e in node.journal.entries(0, bodies_after=2)] == [b"", b"", bytes(entries[1].body)]
 
 
-def test_writing_goes_on_after_an_end_in_order_and_after_a_crash(node: Node) -> None:
+def test_writing_goes_on_after_an_end_in_order_and_after_a_crash(node: SoleVoter) -> None:
     for seq, ending in enumerate((node.end, node.crash, node.end, node.end, node.crash), 1):
         node.commit(put("p/in", seq, b"%d" % seq))
         ending()
@@ -165,7 +97,7 @@ def test_writing_goes_on_after_an_end_in_order_and_after_a_crash(node: Node) -> 
     assert node.values("p/in") == [b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_a_gap_between_entries_is_refused(node: Node) -> None:
+def test_a_gap_between_entries_is_refused(node: SoleVoter) -> None:
     with pytest.raises(AssertionError, match="gap"):
         node.journal.write(Write((Entry(3, 1, 0, NOOP, b""),)))
 
@@ -173,7 +105,7 @@ def test_a_gap_between_entries_is_refused(node: Node) -> None:
 # --- What is committed -----------------------------------------------------------------------------------------------
 
 
-def test_only_committed_entries_are_applied(node: Node) -> None:
+def test_only_committed_entries_are_applied(node: SoleVoter) -> None:
     entries = node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")], [put("p/in", 3, b"three")])
     node.journal.write(Write(entries, commit_index=3))
     node.crash()
@@ -181,7 +113,7 @@ def test_only_committed_entries_are_applied(node: Node) -> None:
     assert node.values("p/in") == [b"one", b"two"]
 
 
-def test_a_commit_index_that_comes_alone_is_kept(node: Node) -> None:
+def test_a_commit_index_that_comes_alone_is_kept(node: SoleVoter) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")]), commit_index=1))
     node.journal.write(Write(commit_index=2))
     node.journal.write(Write(commit_index=1))  # late: nothing is taken back
@@ -189,7 +121,7 @@ def test_a_commit_index_that_comes_alone_is_kept(node: Node) -> None:
     assert (node.recovered.commit_index, node.values("p/in")) == (2, [b"one"])
 
 
-def test_a_tail_that_is_not_committed_is_replaced(node: Node) -> None:
+def test_a_tail_that_is_not_committed_is_replaced(node: SoleVoter) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"old")]), commit_index=2))
     replacement = Entry(3, 2, 60, COMMANDS, entry_body([put("p/in", 2, b"new")]))
     node.journal.write(Write((replacement,), truncate_from=3, commit_index=2))
@@ -200,7 +132,7 @@ def test_a_tail_that_is_not_committed_is_replaced(node: Node) -> None:
     assert node.values("p/in") == [b"one", b"new"]
 
 
-def test_a_tail_is_cut_off_without_anything_in_its_place(node: Node) -> None:
+def test_a_tail_is_cut_off_without_anything_in_its_place(node: SoleVoter) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]), commit_index=1))
     node.journal.write(Write(truncate_from=2, commit_index=1))
     node.crash()
@@ -211,7 +143,7 @@ def test_a_tail_is_cut_off_without_anything_in_its_place(node: Node) -> None:
 
 
 @pytest.mark.parametrize("commit", [Write(commit_index=3), Write((Entry(4, 1, 50, NOOP, b""),), commit_index=3)])
-def test_a_committed_entry_is_never_cut_off(node: Node, commit: Write) -> None:
+def test_a_committed_entry_is_never_cut_off(node: SoleVoter, commit: Write) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]), commit_index=1))
     node.journal.write(commit)
     with pytest.raises(AssertionError, match="committed"):
@@ -221,7 +153,7 @@ def test_a_committed_entry_is_never_cut_off(node: Node, commit: Write) -> None:
 # --- Tables and bytes ------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_stand_for_the_log_up_to_where_they_stand(node: Node) -> None:
+def test_the_tables_stand_for_the_log_up_to_where_they_stand(node: SoleVoter) -> None:
     node.commit(put("p/in", 1, b"one", b"two"), commands.take("p/in", [(1, 2)], FENCE))
     node.checkpoint()
     node.commit(commands.done("p/in", [(1, 2)], [Port(["p/last.results"], lengths_blob([4]), b"done")]))
@@ -236,7 +168,7 @@ def test_the_tables_stand_for_the_log_up_to_where_they_stand(node: Node) -> None
     assert (node.values("p/in"), node.values("p/last.results")) == ([b"two"], [b"done"])
 
 
-def test_a_finished_log_goes_as_a_whole(node: Node) -> None:
+def test_a_finished_log_goes_as_a_whole(node: SoleVoter) -> None:
     node.commit(put("p/in", 1, b"one"))
     node.commit(commands.done("p/in", [(1, 2)], []))
     node.checkpoint()
@@ -251,7 +183,7 @@ def test_a_finished_log_goes_as_a_whole(node: Node) -> None:
     assert node.values("p/in") == [b"two"]
 
 
-def test_compaction_goes_no_further_than_the_tables_and_what_others_need(node: Node) -> None:
+def test_compaction_goes_no_further_than_the_tables_and_what_others_need(node: SoleVoter) -> None:
     for seq in range(1, 6):
         node.commit(put("p/in", seq, b"x"), commands.done("p/in", [(seq, seq + 1)], []))
         if seq == 3:
@@ -264,7 +196,7 @@ def test_compaction_goes_no_further_than_the_tables_and_what_others_need(node: N
     assert node.state.queues["p/in"].done == 5
 
 
-def test_compaction_goes_in_slices_and_says_when_there_is_more(node: Node) -> None:
+def test_compaction_goes_in_slices_and_says_when_there_is_more(node: SoleVoter) -> None:
     for seq in range(1, 10):
         node.commit(put("p/in", seq, b"x" * 100), commands.done("p/in", [(seq, seq + 1)], []))
     node.checkpoint()
@@ -278,7 +210,7 @@ def test_compaction_goes_in_slices_and_says_when_there_is_more(node: Node) -> No
 
 @pytest.mark.parametrize("memory", [0, MEMORY])
 def test_every_open_items_bytes_come_back_wherever_they_lie(store: Store, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(store, memory)
+    node = SoleVoter(store, memory)
     node.commit(*beginning())
     keys = b'["a", "b", "a"]'
     node.commit(put("p/in", 1, b"in", b"the", b"log"), put("w/x", 2, b"first", b"second", b"never", keys=keys))
@@ -305,7 +237,7 @@ def test_every_open_items_bytes_come_back_wherever_they_lie(store: Store, memory
 
 def test_bytes_are_found_before_the_state_hears_that_they_moved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "LOG_BYTES_MAX", 0)
-    node = Node(store, memory=0)
+    node = SoleVoter(store, memory=0)
     node.commit(*beginning())
     node.commit(put("p/in", 1, b"one"))
     node.checkpoint()
@@ -319,7 +251,7 @@ def test_bytes_are_found_before_the_state_hears_that_they_moved(store: Store, mo
 def test_a_chunk_moves_while_its_items_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of compaction rides with a commit that finishes the items whose bytes it moves."""
     monkeypatch.setattr(config, "LOG_BYTES_MAX", 0)
-    node = Node(store, memory=0)
+    node = SoleVoter(store, memory=0)
     node.commit(*beginning())
     node.commit(put("p/in", 1, b"one", b"two"))
     node.checkpoint()
@@ -331,7 +263,7 @@ def test_a_chunk_moves_while_its_items_go(store: Store, monkeypatch: pytest.Monk
     assert (node.chunks("p/in"), node.state.queues["p/in"].done) == ([], 2)
 
 
-def test_a_bundle_is_read_from_the_log_and_then_from_its_rows(node: Node) -> None:
+def test_a_bundle_is_read_from_the_log_and_then_from_its_rows(node: SoleVoter) -> None:
     parts = node.state.bundle_parts("v1")
     assert parts is not None
     whole = node.journal.read_bundle("v1", parts)
@@ -346,7 +278,7 @@ def test_a_bundle_is_read_from_the_log_and_then_from_its_rows(node: Node) -> Non
     assert node.journal.read_bundle("v1", parts) == whole
 
 
-def test_keys_that_come_in_a_new_run_outlive_the_checkpoint_that_ends_those_of_the_old(node: Node) -> None:
+def test_keys_that_come_in_a_new_run_outlive_the_checkpoint_that_ends_those_of_the_old(node: SoleVoter) -> None:
     node.commit(put("p/in", 1, b"one", keys=b'["k"]'))
     node.checkpoint()
     node.commit(
@@ -361,10 +293,78 @@ def test_keys_that_come_in_a_new_run_outlive_the_checkpoint_that_ends_those_of_t
     assert node.values("p/in") == [b"two"]
 
 
+# --- Snapshots -------------------------------------------------------------------------------------------------------
+
+
+def busy(node: SoleVoter) -> None:
+    """A bit of everything, some of it in the tables, some only in the log."""
+    node.commit(put("p/in", 1, b"one", b"two", b"three"), put("w/x", 2, b"k", b"never", keys=b'["k", "k"]'))
+    node.commit(commands.take("p/in", [(1, 3)], FENCE), commands.fail("p/in", 1, FENCE, ERROR, 5))
+    node.write(Write(node.entries([Message("member", {"node": "n1", "name": "host", "facts": {}})]), sole_voter=True,
+                     checkpoint=checkpoint_of(node.state), compact=(node.last_index + 1, 1 << 20)))
+    node.commit(put("p/d", 3, b"four"), commands.take("w/x", [(1, 2)], FENCE))
+
+
+@pytest.mark.parametrize("memory", [0, MEMORY])
+@pytest.mark.parametrize("start", ["fresh", "behind", "another log"])
+def test_a_snapshot_makes_another_journal_the_same(store: Store, memory: int, start: str, tmp_path: Path) -> None:
+    source = SoleVoter(RealStore(tmp_path / "source"), memory)
+    source.commit(*beginning())
+    busy(source)
+    configuration = Configuration(("n1", "n2", "n3"), (), ("n4",))
+    head = source.journal.snapshot_head(source.state, configuration)
+    head, rows = decode_snapshot(b"".join(encode_snapshot(head, source.journal.snapshot_rows(source.state))))
+    target = SoleVoter(store, memory)
+    target.write(Write(hard_state=HardState(4, "n9"), meta=(("node_id", "mine"),)))
+    if start == "behind":
+        target.journal.write(Write(source.entries(beginning())[:0] + target.entries(beginning()), commit_index=1))
+    if start == "another log":
+        target.journal.write(Write(tuple(Entry(index, 1, 0, NOOP, b"") for index in range(1, 9)), commit_index=1))
+    target.journal.install(head, rows, None)
+    target.crash()
+    assert target.recovered.hard_state == HardState(4, "n9"), "term and vote are this node's own"
+    assert target.journal.meta["node_id"] == "mine"
+    assert read_configuration(target.journal.meta["configuration"]) == configuration
+    assert (target.recovered.base_index, target.recovered.last_index, target.recovered.commit_index) == (5, 5, 5)
+    assert (target.recovered.base_term, target.journal.base_index, target.journal.log_bytes) == (1, 5, 0)
+    assert (target.state.hash, target.state.applied_idx, target.state.at_ms) == (source.state.hash, 5, source.state.at_ms)
+    assert plain_rows(target.state, bundles_by_place=False) == plain_rows(source.state, bundles_by_place=False)
+    for queue in ("p/in", "w/x", "p/d"):
+        assert target.values(queue) == source.values(queue)
+    parts = target.state.bundle_parts("v1")
+    assert parts is not None
+    assert target.journal.read_bundle("v1", parts) == b"".join(message.blobs[0] for message in beginning()[:2])
+    for node in (source, target):
+        node.commit(commands.done("p/in", [(2, 4)], []), put("p/in", 4, b"last"))
+    target.checkpoint()
+    target.compact()
+    target.end()
+    assert target.state.hash == source.state.hash
+    assert target.values("p/in") == [b"last"]
+
+
+def test_a_snapshot_that_is_not_installed_leaves_everything_as_it_was(store: Store, tmp_path: Path) -> None:
+    source = SoleVoter(RealStore(tmp_path / "source"))
+    source.commit(*beginning())
+    head = source.journal.snapshot_head(source.state, Configuration(("n1",)))
+    rows = list(source.journal.snapshot_rows(source.state))
+    for fault in Fault:
+        target = SoleVoter(store)
+        before = facts(target.state)
+        store.fail_write(1, fault)
+        with pytest.raises(JournalError):
+            target.journal.install(head, rows, HardState(3, None))
+        target.crash()
+        assert facts(target.state) == before if fault is not Fault.AFTER else target.state.hash == source.state.hash
+        if fault is Fault.AFTER:
+            assert target.recovered.hard_state == HardState(3, None)
+            break
+
+
 # --- Writes that fail ------------------------------------------------------------------------------------------------
 
 
-def scenario(node: Node) -> None:
+def scenario(node: SoleVoter) -> None:
     """Some of everything; each step writes one entry, so that the journal itself says which comes next."""
     steps: list[Callable[[], Write]] = [
         lambda: Write(node.entries(beginning())),
@@ -390,7 +390,7 @@ def test_whichever_write_fails_nothing_acknowledged_is_lost(
     store: Store, number: int, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "LOG_BYTES_MAX", 0)
-    node = Node(store, memory=0)
+    node = SoleVoter(store, memory=0)
     store.fail_write(number, fault)
     with pytest.raises(JournalError):
         scenario(node)
@@ -402,7 +402,7 @@ def test_whichever_write_fails_nothing_acknowledged_is_lost(
     assert node.last_index in (index, index + 1)
     scenario(node)
     node.crash()
-    never_failed = Node(SimStore())
+    never_failed = SoleVoter(SimStore())
     scenario(never_failed)
     assert node.state.hash == never_failed.state.hash
     assert node.values("w/x") == [b"x"]
@@ -413,7 +413,7 @@ def test_whichever_write_fails_nothing_acknowledged_is_lost(
 def test_a_write_that_is_acknowledged_too_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded bug for the test above: a journal that says yes before the disk has it."""
     monkeypatch.setattr(SimJournal, "write", lambda journal, write: Compaction())
-    node = Node(SimStore())
+    node = SoleVoter(SimStore())
     node.commit(*beginning())
     node.crash()
     assert node.recovered.last_index == 0

@@ -132,7 +132,7 @@ def test_pyproject_names_the_pipeline_and_the_cluster(site: Site) -> None:
     (project / "pyproject.toml").write_text('[tool.p2pcluster]\npipeline = "lab.flow:mine"\ncluster = "lab"\n')
     done = site.do("run", project, "--until-done")
     assert done.code == 0
-    assert "leads cluster lab" in done.lines[0]
+    assert "of cluster lab at" in done.lines[0]
     assert printed(done.lines) == PRINTED
 
 

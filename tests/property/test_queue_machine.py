@@ -375,6 +375,8 @@ def a_divided_batch_is_half_done(m: Patch) -> None:
 def what_never_ran_counts(m: Patch) -> None:
     def end(state: State, message: Message, context: Any) -> Outcome:
         node, boot = message.fields["node"], message.fields["boot"]
+        if message.fields["ran"] is None:
+            return state._apply_session_end(message, context)
         ran = {name: [i for lo, hi, _ in queue.leases.of_session(node, boot) for i in range(lo, hi)]
                for name, queue in state.queues.items()}
         return state._apply_session_end(message._replace(fields={**message.fields, "ran": ran}), context)

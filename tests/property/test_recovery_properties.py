@@ -7,11 +7,9 @@ in which writes fail. What the journal then gives is compared with the model, an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -26,12 +24,13 @@ from p2pcluster.core.commands import decode_commands
 from p2pcluster.core.log import COMMANDS, NOOP, Entry
 from p2pcluster.core.queues import Chunk, State
 from p2pcluster.core.raft import HardState
-from p2pcluster.core.tables import BODY_COLUMNS, TABLES
-from p2pcluster.errors import JournalError
-from p2pcluster.journal import Write, apply_entry, checkpoint_of
+from p2pcluster.core.tables import TABLES
+from p2pcluster.errors import JournalCorrupt, JournalError
+from p2pcluster.journal import Compaction, Write, apply_entry, checkpoint_of
 from tests.contract.stores import RealStore, SimStore, Store
-from tests.simulation.queue_model import Chooser, Model, beginning, compare, entry_body
-from tests.simulation.sim_journal import Fault
+from tests.simulation import sim_journal
+from tests.simulation.queue_model import Chooser, Model, beginning, compare, entry_body, plain_rows
+from tests.simulation.sim_journal import Fault, SimJournal
 
 STEPS = 30
 
@@ -170,26 +169,6 @@ class Life:
                 assert self.journal.read_bundle(version, parts) == whole, "a bundle changed"
 
 
-def plain_rows(state: State) -> dict[str, Any]:
-    """All rows, those of chunks taken apart into items: how items share chunks is each node's own affair."""
-    rows: dict[str, Any] = dict(state.all_rows())
-    names = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
-    rows["chunks"] = {
-        (key[0], item_id): row for key, values in rows["chunks"].items()
-        for item_id, row in _items_of(dict(zip(names, (*key, *values), strict=False)))}
-    return rows
-
-
-def _items_of(chunk: dict[str, Any]) -> Iterator[tuple[int, Any]]:
-    first, end = chunk["first_id"], chunk["first_id"] + chunk["count"]
-    open_ranges = [(first, end)] if chunk["open"] is None else json.loads(chunk["open"])
-    keys = json.loads(chunk["keys"] or "[]")
-    for lo, hi in open_ranges:
-        for item_id in range(lo, hi):
-            deliveries, delayed = (json.loads(chunk[name] or "{}").get(str(item_id)) for name in ("deliveries", "delayed"))
-            yield item_id, (chunk["run"], deliveries, delayed, keys[item_id - first] if keys else None)
-
-
 def live(random: Random, store: Store, steps: int = STEPS) -> None:
     with (
         mock.patch.object(config, "LOG_BYTES_MAX", random.choice([0, 1500, 1 << 30])),
@@ -205,19 +184,80 @@ def live(random: Random, store: Store, steps: int = STEPS) -> None:
 unhurried = settings(deadline=None, derandomize=True)
 
 
-@settings(unhurried, max_examples=25)
+@settings(unhurried, max_examples=15)
 @given(st.randoms(use_true_random=False), st.integers(0, STEPS))
 def test_on_a_simulated_disk(random: Random, steps: int) -> None:
     live(random, SimStore(), steps)
 
 
-@settings(unhurried, max_examples=8)
-@given(st.randoms(use_true_random=False), st.integers(0, STEPS))
-def test_on_a_real_disk(random: Random, steps: int) -> None:
-    with TemporaryDirectory() as folder:
-        live(random, RealStore(Path(folder)), steps)
+@pytest.mark.parametrize("seed", range(8))
+def test_on_a_real_disk(seed: int, tmp_path: Path) -> None:
+    live(Random(seed), RealStore(tmp_path))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_longer_life(seed: int, tmp_path: Path) -> None:
-    live(Random(seed), RealStore(tmp_path) if seed % 2 else SimStore(), 2 * STEPS)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_longer_life_on_a_simulated_disk(seed: int) -> None:
+    live(Random(seed), SimStore(), 2 * STEPS)
+
+
+# --- The checks can fail ---------------------------------------------------------------------------------------------
+
+
+def caught(*errors: type[Exception]) -> None:
+    """One of the first lives by chance goes wrong."""
+    with pytest.raises(errors or AssertionError):
+        for seed in range(40):
+            live(Random(seed), SimStore())
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_a_table_that_is_not_read_is_noticed(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(State, f"_load_{table}", lambda state, *row: None)
+    caught(AssertionError, KeyError, ValueError)
+
+
+def test_rows_that_are_never_deleted_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = State.rows_changed
+    monkeypatch.setattr(State, "rows_changed", lambda state: {
+        table: {key: row for key, row in rows.items() if row is not None or len(key) < TABLES[table].key_columns}
+        for table, rows in changed(state).items()})
+    caught()
+
+
+def test_keys_of_a_new_run_that_go_with_those_of_the_old_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = State.rows_changed
+
+    def cleared_last(state: State) -> dict[str, Any]:
+        rows = changed(state)
+        ends = {key: row for key, row in rows.get("keys", {}).items() if len(key) == 1}
+        return {**rows, "keys": {**{k: row for k, row in rows.get("keys", {}).items() if k not in ends}, **ends}}
+
+    monkeypatch.setattr(State, "rows_changed", cleared_last)
+    caught()
+
+
+def test_entries_that_go_while_chunks_need_them_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sim_journal, "pinned_entry", lambda row: None)
+    caught(JournalCorrupt)
+
+
+def test_an_applied_entry_that_is_not_committed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_down = SimJournal._put_down
+
+    def hasty(journal: SimJournal, write: Write) -> Compaction:
+        compaction = put_down(journal, write)
+        journal._disk.image.commit_idx = journal._disk.image.last_index
+        return compaction
+
+    monkeypatch.setattr(SimJournal, "_put_down", hasty)
+    caught()
+
+
+def test_a_write_that_is_there_in_part_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_down = SimJournal._put_down
+
+    def half(journal: SimJournal, write: Write) -> Compaction:
+        return put_down(journal, replace(write, entries=write.entries[:1]))
+
+    monkeypatch.setattr(SimJournal, "_put_down", half)
+    caught()

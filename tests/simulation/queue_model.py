@@ -22,6 +22,7 @@ from p2pcluster.core.codec import Buffer, Message, encode_bytes
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
 from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 
 OPEN = ("ready", "leased", "delayed")
 Bodies = Callable[[str, Chunk], tuple[Buffer, Buffer]]
@@ -364,10 +365,14 @@ class Model:
     def _session_end(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         released = counted = 0
         for queue in self.queues.values():
-            for item in queue.of("leased"):
-                if item.fence is None or item.fence[:2] != (fields["node"], fields["boot"]):
-                    continue
-                if item.id in fields["ran"].get(queue.name, ()):
+            held = [item for item in queue.of("leased") if item.fence and item.fence[:2] == (fields["node"], fields["boot"])]
+            sizes = Counter(item.fence for item in held)
+            for item in held:
+                if fields["ran"] is None:
+                    counts = sizes[item.fence] == 1 or item.deliveries < self.retries(queue)
+                else:
+                    counts = item.id in fields["ran"].get(queue.name, ())
+                if counts:
                     self._count_delivery(queue, item, fields)
                     counted += 1
                 else:
@@ -685,8 +690,8 @@ class Chooser:
 
     def _a_session_end(self) -> list[Message]:
         fence = self.random.choice(FENCES)
-        ran = {name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5}
-        return [commands.session_end(fence.node, fence.boot, ran, {"type": "NodeDied", "text": "", "traceback": None}, 5)]
+        ran: dict[str, list[int]] = {name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5}
+        return [commands.session_end(fence.node, fence.boot, ran if self.random.random() < 0.6 else None, {"type": "NodeDied", "text": "", "traceback": None}, 5)]
 
     def _a_retry(self) -> list[Message]:
         queue = self._name("parked")
@@ -796,6 +801,29 @@ def expand(ranges: RangeSet) -> set[int]:
     ids = {i for lo, hi in pairs for i in range(lo, hi)}
     assert len(ids) == len(ranges)
     return ids
+
+
+def plain_rows(state: State, bundles_by_place: bool = True) -> dict[str, Any]:
+    """All rows, those of chunks taken apart into items: how items share chunks is each node's own affair, as it is where the bytes of
+    a bundle lie once a snapshot has brought them."""
+    rows: dict[str, Any] = dict(state.all_rows())
+    names = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
+    rows["chunks"] = {
+        (key[0], item_id): row for key, values in rows["chunks"].items()
+        for item_id, row in _items_of(dict(zip(names, (*key, *values), strict=False)))}
+    if not bundles_by_place:
+        rows["bundles"] = {key: (row[0], *row[3:]) for key, row in rows["bundles"].items()}
+    return rows
+
+
+def _items_of(chunk: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    first, end = chunk["first_id"], chunk["first_id"] + chunk["count"]
+    open_ranges = [(first, end)] if chunk["open"] is None else json.loads(chunk["open"])
+    keys = json.loads(chunk["keys"] or "[]")
+    for lo, hi in open_ranges:
+        for item_id in range(lo, hi):
+            deliveries, delayed = (json.loads(chunk[name] or "{}").get(str(item_id)) for name in ("deliveries", "delayed"))
+            yield item_id, (chunk["run"], deliveries, delayed, keys[item_id - first] if keys else None)
 
 
 class Books:

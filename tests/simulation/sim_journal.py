@@ -16,10 +16,12 @@ from zlib import crc32
 from p2pcluster import config
 from p2pcluster.core.log import Entry
 from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
+from p2pcluster.core.snapshot import Head, TableRow, configuration_text
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
-from p2pcluster.journal import Compaction, Filled, Recovered, Write, apply_entry, pinned_entry
+from p2pcluster.journal import Compaction, Filled, Recovered, Write, apply_entry, next_chain, pinned_entry
 
 _CHUNK_COLUMNS = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
 _KEY_COLUMNS = TABLES["chunks"].key_columns
@@ -39,6 +41,7 @@ class Image:
 
     entries: dict[int, Entry] = field(default_factory=dict)  # by index, without a gap
     commit_idxs: dict[int, int] = field(default_factory=dict)
+    chains: dict[int, bytes] = field(default_factory=lambda: {0: bytes(16)})  # of the entries, and of the base
     tables: dict[str, dict[Row, Row]] = field(default_factory=lambda: {table: {} for table in TABLES})
     chunk_bodies: dict[Row, tuple[bytes, bytes]] = field(default_factory=dict)
     bundle_bodies: dict[Row, bytes] = field(default_factory=dict)
@@ -145,20 +148,75 @@ class SimJournal:
             assert entry.index == image.last_index + 1, "entries are written without a gap"
             image.entries[entry.index] = Entry(entry.index, entry.term, entry.at_ms, entry.kind, bytes(entry.body))
             image.commit_idxs[entry.index] = entry.index if write.sole_voter else write.commit_index
+            image.chains[entry.index] = next_chain(image.chains[entry.index - 1], entry)
         if not write.entries:
             image.commit_idx = max(image.commit_idx, write.commit_index)
         if write.checkpoint is not None:
             c = write.checkpoint
             self._put_rows(c.rows)
             image.applied = (c.applied_idx, c.applied_term, c.applied_at_ms, c.applied_hash)
+        if write.configuration is not None:
+            image.meta["configuration"] = configuration_text(write.configuration)
         return Compaction() if write.compact is None else self._compact(*write.compact)
+
+    # ---- snapshots
+
+    def snapshot_head(self, state: State, configuration: Configuration) -> Head:
+        """The head of a snapshot of `state`."""
+        chain = self._disk.image.chains[state.applied_idx]
+        return Head(state.applied_idx, state.applied_term, state.at_ms, chain, state.hash, configuration)
+
+    def snapshot_rows(self, state: State) -> Iterator[TableRow]:
+        """Every row of `state` with its bytes."""
+        for table, rows in state.all_rows().items():
+            for key, row in rows.items():
+                yield self._snapshot_row(state, table, key, row or ())
+
+    def _snapshot_row(self, state: State, table: str, key: Row, row: Row) -> TableRow:
+        if table == "chunks":
+            (chunk,) = state.queues[key[0]].chunks.overlap(key[1], key[1] + 1)
+            in_memory = chunk.lengths is not None and chunk.body is not None
+            lengths, body = (chunk.lengths, chunk.body) if in_memory else self.read_bodies(key[0], chunk)
+            named = dict(zip(_CHUNK_COLUMNS, (*key, *row), strict=False))
+            named |= {"entry_idx": 0, "entry_offset": 0, "body_crc": crc32(body or b"", crc32(lengths or b""))}
+            return TableRow(table, tuple(named.values()), (lengths or b"", body or b""))
+        if table == "bundles":
+            parts, _, _, size, crc = row
+            return TableRow(table, (*key, parts, 0, 0, size, crc), (self.read_bundle_part(*key, state.bundles[(key[0], key[1])]),))
+        return TableRow(table, (*key, *row), ())
+
+    def install(self, head: Head, rows: list[TableRow], hard_state: HardState | None) -> None:
+        """Become the snapshot: tables and log are replaced; term, vote and what else is this node's own stay."""
+        self._check_usable()
+        fault = self._disk.next_fault()
+        if fault in (Fault.BEFORE, Fault.TORN):
+            raise self._failed()
+        old = self._disk.image
+        image = self._disk.image = Image(
+            hard_state=hard_state or old.hard_state, base=(head.index, head.term, head.at_ms), commit_idx=head.index,
+            chains={head.index: head.chain}, applied=(head.index, head.term, head.at_ms, head.state_hash),
+            meta={**old.meta, "configuration": configuration_text(head.configuration)})
+        for row in rows:
+            keys = TABLES[row.table].key_columns
+            key = row.values[:keys]
+            image.tables[row.table][key] = row.values[keys:]
+            if row.table == "chunks":
+                lengths, body = row.bodies
+                image.chunk_bodies[key] = (bytes(lengths), bytes(body))
+            if row.table == "bundles":
+                image.bundle_bodies[key] = bytes(row.bodies[0])
+        if fault is Fault.AFTER:
+            raise self._failed()
+        self.commits += 1
+
+    # ---- the image
 
     def _truncate(self, from_index: int) -> None:
         image = self._disk.image
         commit_index = max(image.commit_idx, *image.commit_idxs.values(), 0)
         assert from_index > commit_index, f"entry {from_index} is committed and would be cut off"
         for index in range(from_index, image.last_index + 1):
-            del image.entries[index], image.commit_idxs[index]
+            del image.entries[index], image.commit_idxs[index], image.chains[index]
 
     def _put_rows(self, rows: Rows) -> None:
         for table, changes in rows.items():
@@ -207,10 +265,12 @@ class SimJournal:
 
     def read_bundle(self, version: str, parts: list[BundlePart]) -> bytes:
         """The zip of a version: each part from its row, or from the log while it has none."""
-        image = self._disk.image
-        return b"".join(
-            image.bundle_bodies.get((version, number)) or image.entries[part.entry].body[part.offset : part.offset + part.body_bytes]
-            for number, part in enumerate(parts))
+        return b"".join(self.read_bundle_part(version, number, part) for number, part in enumerate(parts))
+
+    def read_bundle_part(self, version: str, number: int, part: BundlePart) -> bytes:
+        """One part of a version's zip."""
+        found = self._disk.image.bundle_bodies.get((version, number))
+        return bytes(self._disk.image.entries[part.entry].body[part.offset : part.offset + part.body_bytes]) if found is None else found
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
         """The log's entries above `after`, up to `bodies_after` without their bodies."""
@@ -222,6 +282,11 @@ class SimJournal:
     def meta(self) -> dict[str, Any]:
         """What was written as `Write.meta`."""
         return dict(self._disk.image.meta)
+
+    @property
+    def base_index(self) -> int:
+        """The last entry that was compacted away."""
+        return self._disk.image.base[0]
 
     @property
     def log_bytes(self) -> int:
@@ -243,7 +308,7 @@ class SimJournal:
         size = 0
         for index in range(image.base[0] + 1, target + 1):
             entry = image.entries.pop(index)
-            del image.commit_idxs[index]
+            del image.commit_idxs[index], image.chains[index - 1]
             image.base = (index, entry.term, entry.at_ms)
             size += len(entry.body)
             if size > 4 * bytes_max:

@@ -786,8 +786,17 @@ def test_every_file_and_folder_is_on_the_disk_before_the_name_is(
     synced: list[tuple[int, int]] = []
     synced_before_rename: list[tuple[int, int]] = []
     rename, fsync = os.rename, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(identity(os.fstat(fd))), fsync(fd)))
-    monkeypatch.setattr(os, "rename", lambda *names: (synced_before_rename.extend(synced), rename(*names)))
+
+    def watched_fsync(descriptor: int) -> None:
+        synced.append(identity(os.fstat(descriptor)))
+        fsync(descriptor)
+
+    def watched_rename(old: Path, new: Path) -> None:
+        synced_before_rename.extend(synced)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "rename", watched_rename)
     unpack(packed.zip_bytes, packed.zip_sha256, destination)
     assert set(synced_before_rename) == {identity(path.stat()) for path in [destination, *destination.rglob("*")]}
     assert synced[len(synced_before_rename) :] == [identity(destination.parent.stat())]

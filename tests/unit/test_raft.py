@@ -842,3 +842,4 @@ def test_an_older_term_is_not_committed_by_counting() -> None:
 def test_counting_an_older_term_is_noticed() -> None:
     with pytest.raises(Violation, match="leader completeness"):
         play_figure_8(CommitsOlderTerms)
+

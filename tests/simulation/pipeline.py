@@ -1,0 +1,142 @@
+"""The pipeline that simulated clusters run, and what its stages make of each value.
+
+A value says where it comes from, and what happens to it is a matter of its bytes alone. So whoever looks at a value
+later can tell which input it is an output of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+from zlib import crc32
+
+from p2pcluster.core.codec import Buffer, Message
+from p2pcluster.core.commands import lengths_blob
+from tests.simulation.options import Options
+
+NAME = "p"
+VERSION = "v1"
+PARTS = (b"PK one", b"PK two")
+RETRIES = 2
+POISON_OF_100 = 3  # values that fail at every delivery
+FLAKY_OF_100 = 12  # and that fail at the first one
+KILLER_OF_1000 = 8  # and that end the process that runs them, every time
+SLOW_OF_1000 = 4  # and that run until the stage's timeout, the first time
+TIMEOUT_S = 0.5
+
+
+def _stage(name: str, kind: str, reads: str | None, ports: list[list[str]], processes: int | str, **more: Any
+           ) -> dict[str, Any]:
+    return {
+        "name": name, "kind": kind, "reads": reads, "processes": processes, "shape": "function", "per_node": None,
+        "ports": [{"label": None if at == 0 else f"port{at}", "queues": queues} for at, queues in enumerate(ports)],
+        "retries": RETRIES, "backoff_s": 0.05, "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05,
+        "concurrency": 1, "resumable": False, "sharded": False, "rate": None, "every_s": None, "max_items": None,
+        "defined_at": "pipeline.py:1", **more,
+    }
+
+
+def _queue(name: str, read_by: str | None = None, maxsize: int | None = None, outside: bool = False,
+           results: bool = False) -> dict[str, Any]:
+    return {"name": name, "maxsize": maxsize, "bytes_max": None, "codec": "pickle", "read_by": read_by, "fed_by": [],
+            "outside": outside, "results": results}
+
+
+MANIFEST: dict[str, Any] = {
+    "format": 1, "pipeline": NAME, "back_edges": [], "on_done": True, "params": None, "placement": False,
+    "order": ["gen", "cur", "left", "right", "out", "eat"],
+    "stages": [
+        _stage("gen", "source", None, [["a"]], 1, shape="generator"),
+        _stage("cur", "source", None, [["a", "d"]], 2, shape="generator", resumable=True, sharded=True),
+        _stage("left", "stage", "a", [["b"]], "auto", timeout_s=TIMEOUT_S),
+        _stage("right", "stage", "b", [["c"], ["d"]], 2, shape="generator"),
+        _stage("out", "sink", "c", [], 1),
+        _stage("eat", "stage", "in", [["eat.results"]], 1),
+    ],
+    "queues": [_queue("a", "left", 24), _queue("b", "right", 16), _queue("c", "out", 200), _queue("d"),
+               _queue("in", "eat", 40, outside=True), _queue("eat.results", results=True)],
+}
+STAGE_OF = {f"{NAME}/{stage['reads']}": stage["name"] for stage in MANIFEST["stages"] if stage["reads"]}
+
+
+def deployment() -> list[Message]:
+    """What brings the pipeline into a cluster."""
+    parts = [Message("bundle_part", {"version": VERSION, "part": part, "parts": len(PARTS)}, (body,))
+             for part, body in enumerate(PARTS)]
+    deploy = Message("deploy", {
+        "pipeline": NAME, "version": VERSION, "origin": {"name": "origin", "folder": "/f"}, "manifest": MANIFEST,
+        "files": {"pipeline.py": VERSION}, "zip_sha256": "0" * 64, "project": {"module": "pipeline"},
+    })
+    return [*parts, deploy, Message("start_run", {"pipeline": NAME, "params": None})]
+
+
+# ---- what stages make of values
+
+
+def outputs(stage: str, value: bytes) -> list[tuple[int, bytes]]:
+    """What the stage emits for a value, as (port, value)."""
+    if stage == "left":
+        return [(0, value + b">L")]
+    if stage == "right":
+        count = crc32(b"count" + value) % 3
+        return [(crc32(b"port%d" % at + value) % 2, value + b">R%d" % at) for at in range(count)]
+    if stage == "eat":
+        return [(0, value + b">E")]
+    return []
+
+
+def behaviour(stage: str, value: bytes, delivery: int) -> str:
+    """What happens when a stage runs the value: `ok`, `raises`, `dies`, or `hangs`. `delivery` counts from 1."""
+    number = crc32(stage.encode() + b"|" + value)
+    if number % 1000 < KILLER_OF_1000:
+        return "dies"
+    if stage == "left" and number % 1000 < KILLER_OF_1000 + SLOW_OF_1000 and delivery == 1:
+        return "hangs"
+    if number // 1000 % 100 < POISON_OF_100:
+        return "raises"
+    if number // 1000 % 100 < POISON_OF_100 + FLAKY_OF_100 and delivery == 1:
+        return "raises"
+    return "ok"
+
+
+def service_ms(stage: str, value: bytes) -> int:
+    """How long a value takes."""
+    return 1 + crc32(b"time" + stage.encode() + value) % (40 if stage == "right" else 8)
+
+
+def source_values(stage: str, shard: int, options: Options) -> list[bytes]:
+    """All that a shard of a source emits."""
+    count = options.gen_items if stage == "gen" else options.cursor_items
+    return [b"%s%d:%d" % (stage.encode(), shard, number) for number in range(count)]
+
+
+def pack(values: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """The `lengths` and `body` of values."""
+    values = list(values)
+    return lengths_blob(map(len, values)), b"".join(values)
+
+
+def pack_results(stage: str, results: list[list[tuple[int, bytes]]]) -> tuple[list[dict[str, Any]], list[Buffer]]:
+    """The ports and blobs of a report on inputs that gave `results`."""
+    count = {"left": 1, "right": 2, "eat": 1}.get(stage, 0)
+    if count == 1:
+        return [{"port": 0}], list(pack(result[0][1] for result in results))
+    ports: list[dict[str, Any]] = []
+    blobs: list[Buffer] = []
+    for port in range(count):
+        groups = [[value for number, value in result if number == port] for result in results]
+        if any(groups):
+            ports.append({"port": port, "counts": True})
+            blobs += [*pack(value for group in groups for value in group), lengths_blob(map(len, groups))]
+    return ports, blobs
+
+
+def digest_of(values: Iterable[bytes]) -> str:
+    """The running hash of what a plain generator has emitted."""
+    return hashlib.sha256(b"".join(values)).hexdigest()
+
+
+def encode_cursor(number: int) -> bytes:
+    return json.dumps(number).encode()
