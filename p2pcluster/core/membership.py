@@ -30,13 +30,15 @@ import enum
 from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
 from p2pcluster.config import Address
 from p2pcluster.core.datagram import Beacon, Heard, Reason, Refused, State
 from p2pcluster.core.quorum import Configuration
+
+if TYPE_CHECKING:
+    from random import Random
 
 PEERS_MAX = 1024  # remembered from beacons
 PAST_BOOTS_MAX = 8  # of one node: a late datagram of a program that is gone brings nothing back

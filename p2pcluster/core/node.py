@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
 from p2pcluster.core import commands, status
@@ -25,6 +24,9 @@ from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet
 from p2pcluster.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from random import Random
 
 REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
 DUE_INTERVAL_MS = 50  # how late a retry may be

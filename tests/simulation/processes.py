@@ -97,7 +97,6 @@ class SimStage(SimProcess):
         self._is_running = True
         value, item_id = work.values[work.at], work.ids[work.at]
         self.position = (work.number, item_id)
-        self.life.machine.keep_position(self)
         time_ms = pipeline.service_ms(self.spec.stage, value)
         how = pipeline.behaviour(self.spec.stage, value, 1 + work.deliveries.get(str(item_id), 0))
         self.life.checker.began(self, item_id, value)

@@ -32,9 +32,11 @@ FLOORS = (
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values"},
     {"client", "worker", "daemon", "beacons", "neighbours", "peers", "offering", "local"},
-    {"cli", "page", "classic", "examples", "__main__"},
+    {"cli", "page", "classic", "examples"},
+    {"__main__"},
 )
 BESIDE = {
+    ("config", "errors"): "a setting that is out of range is an error",
     ("journal", "wal"): "the write-ahead log is a part of the file that the journal opens",
     ("process", "stream"): "a stage process is talked to over the same kind of connection",
     ("beacons", "lan"): "the daemon's half of discovery, over its adapter",
@@ -179,17 +181,18 @@ def foreign(tree: ast.Module, *known: str) -> set[str]:
     return {at.module.split(".")[0] for at in imports(tree)} - sys.stdlib_module_names - set(known)
 
 
-def _beside(path: Path) -> set[str]:
-    """What can be imported by its bare name from a script or a project's module: its neighbours."""
-    return {other.stem for other in path.parent.glob("*.py")} | {other.name for other in path.parent.iterdir() if other.is_dir()}
+def _beside(path: Path, top: Path) -> set[str]:
+    """What can be imported by its bare name from a script or a project's module: its neighbours, and those of the folders above."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(top)]
+    return {other.stem for folder in folders for other in folder.iterdir() if other.suffix == ".py" or other.is_dir()}
 
 
 def test_only_the_standard_library_is_imported_and_by_tests_pytest_and_hypothesis_too() -> None:
     found = {}
     for path in python_files("p2pcluster", "scripts", "tests"):
-        known = {"p2pcluster"}
-        if path.is_relative_to(PACKAGE / "examples") or not path.is_relative_to(PACKAGE):
-            known |= _beside(path)
+        known = {"p2pcluster", "__main__"}
+        for top in (PACKAGE / "examples", ROOT / "scripts", ROOT / "tests"):
+            known |= _beside(path, top)
         if path.is_relative_to(ROOT / "tests"):
             known |= {"tests", "pytest", "hypothesis"} | {other.stem for other in (ROOT / "scripts").glob("*.py")}
         if strange := foreign(tree_of(path), *known):

@@ -1,3 +1,14 @@
+"""What the rows of the log say of the commit index."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from p2pcluster.core.log import NOOP, Entry
+from p2pcluster.core.raft import HardState
+from p2pcluster.journal import Journal, Write
 
 
 def test_the_commit_index_of_the_rows_never_goes_back(tmp_path: Path) -> None:
