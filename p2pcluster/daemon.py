@@ -20,16 +20,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import p2pcluster
-from p2pcluster import bundle, config, process
+from p2pcluster import config, process
 from p2pcluster.beacons import Beacons, ask_for_key_text
+from p2pcluster.clients import Clients
+from p2pcluster.committer import Bodies, Committer
 from p2pcluster.config import Options, parse_address
 from p2pcluster.core import protocol
-from p2pcluster.core.codec import Buffer, Message, decode, encode
+from p2pcluster.core.codec import Message
 from p2pcluster.core.datagram import State
 from p2pcluster.core.executor import Executor, Kill, Say, Send, Settled, Start, ToLeader
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
@@ -37,23 +38,22 @@ from p2pcluster.core.log import CONFIG, Log
 from p2pcluster.core.membership import AskForKey, Blocked, Decision, Found, MakeKey, Serve, role_of
 from p2pcluster.core.messages import decode_configuration
 from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message
-from p2pcluster.core.queues import Chunk
+from p2pcluster.core.queues import BundlePart
 from p2pcluster.core.queues import State as QueuesState
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Ready
 from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
 from p2pcluster.core.tables import TABLES
-from p2pcluster.errors import ClusterError, HomeError, JournalError, ProtocolError
+from p2pcluster.errors import ClusterError, HomeError
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write, checkpoint_of
 from p2pcluster.neighbours import Neighbours, session_of
 from p2pcluster.offering import Offer, Offering
 from p2pcluster.peers import Events, Peers
-from p2pcluster.stream import Connection, ConnectionClosed, Listener, PortTaken
+from p2pcluster.projects import Projects
+from p2pcluster.stream import Connection, Listener, PortTaken
 
 OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
-COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread
-COMMIT_WEIGHT = 0.2  # of the newest commit in that average
 DOORS_MAX = 3  # nodes of a cluster that a newcomer knocks at together
 MEMBERS_TOLD_MAX = 20  # addresses that a client hears when it connects, to find another node when this one has gone
 TICK_S = 0.02
@@ -61,96 +61,6 @@ IDLE_TICK_S = 0.1
 COMPACT_BYTES = 1 << 20  # copied in one slice, or a fourth of what is deleted
 WAL_BUSY_BYTES = config.WAL_BYTES_MAX // 2  # copied back while work goes on, which then waits for it ...
 WAL_IDLE_BYTES = config.WAL_BYTES_MAX // 64  # ... and long before that when there is none
-
-
-class Committer:
-    """Work on the journal, inline or in a thread; one piece at a time. `wake` is called from the thread when one is done."""
-
-    def __init__(self, journal: Journal, wake: Callable[[], None]) -> None:
-        self.journal = journal
-        self.seconds = 0.0
-        self._wake = wake
-        self._lock = threading.Condition()
-        self._job: Callable[[], Compaction] | None = None
-        self._result: Compaction | None = None
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def is_busy(self) -> bool:
-        return self._job is not None
-
-    @property
-    def is_slow(self) -> bool:
-        return self.seconds > COMMIT_FAST_S
-
-    def write(self, write: Write) -> Compaction:
-        """Write now; durable when this returns. Raises `JournalError`."""
-        started_s = time.monotonic()
-        compaction = self.journal.write(write)
-        self.seconds += COMMIT_WEIGHT * (time.monotonic() - started_s - self.seconds)
-        return compaction
-
-    def begin(self, job: Callable[[], Compaction]) -> None:
-        """Do `job` in the thread; `take_finished` says when it is done."""
-        assert self._job is None, "one piece at a time"
-        if self._thread is None:
-            sys.setswitchinterval(0.0005)  # a thread that waits for the interpreter waits this long, ten times less than usual
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        with self._lock:
-            self._job, self._result = job, None
-            self._lock.notify()
-
-    def take_finished(self) -> Compaction | None:
-        """What the job that was begun gave, once it is done. Raises what it raised."""
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._result is None:
-                return None
-            result, self._job, self._result = self._result, None, None
-            return result
-
-    def wait(self) -> None:
-        """Until the job that was begun is over."""
-        with self._lock:
-            while self._job is not None and self._result is None and self._error is None:
-                self._lock.wait()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                while self._job is None or self._result is not None or self._error is not None:
-                    self._lock.wait()
-                job = self._job
-            result: Compaction | None = None
-            error: BaseException | None = None
-            try:
-                result = job()
-            except BaseException as caught:  # it belongs to the loop, which raises it again
-                error = caught
-            with self._lock:
-                self._result, self._error = result, error
-                self._lock.notify_all()
-            self._wake()
-
-
-class Bodies:
-    """The bytes of granted items: from memory, or read again from the journal; of each queue the last chunk stays at hand."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._last: dict[str, tuple[Chunk, bytes, bytes]] = {}
-
-    def of(self, queue: str, chunk: Chunk, lo: int, hi: int) -> tuple[Buffer, Buffer]:
-        if chunk.body is not None:
-            return chunk.slice(lo, hi)
-        found = self._last.get(queue)
-        if found is None or found[0] is not chunk:
-            lengths, body = self._journal.read_bodies(queue, chunk)
-            found = self._last[queue] = (chunk, lengths, body)
-        return chunk.slice_of(found[1], found[2], lo, hi)
 
 
 class Daemon:
@@ -170,14 +80,10 @@ class Daemon:
         self._wake_read, self._wake_write = socket.socketpair()
         self._led_by: tuple[str, int] | None = None
         self._has_settled = False
-        self._waiting_starts: dict[str, list[Start]] = {}
-        self._fetched: dict[str, list[bytes]] = {}
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
-        self._clients: dict[str, Connection] = {}
         self._replies: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._next_request = OWN_REQUESTS
-        self._next_client = 1
         self._signals = 0
         self._stopping_by_s: float | None = None
         self._exit_code: int | None = None
@@ -236,13 +142,16 @@ class Daemon:
         self.executor = Executor(self.name)
         self._processes = process.ProcessTable(self._selector, self.home.run, self.boot, self._printer, self._on_process_message,
                                                self._on_process_exit)
+        self._clients = Clients(self._selector, self._on_client_message, lambda session: self.node.close_session(session), self._out)
         self._committer = Committer(self.journal, self.wake)
         self._bodies = Bodies(self.journal)
+        self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader, self.neighbours.send,
+                                  self._start_process, self._on_process_exit, self._out)
         self.home.write_address(*self._listener.address, self.options.cluster)
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
         self._out(f"node {self.name} of cluster {self.options.cluster} at {self.address}; home {self.home.path}")
-        self._offering.prepare()
+        self._offering.prepare_beside(self.wake)
         has_copy = bool(configuration.members) or recovered.last_index > 0
         self._beacons = Beacons(self.options, node_id, self.boot, self.name, self._key if self._has_key else None, self._listener.address[1],
                                 self.cluster_id if has_copy else None, None if has_copy else self.cluster_id, self._selector, self._now_ms(),
@@ -307,7 +216,7 @@ class Daemon:
         if self._led_by is not None and discovery.state in (State.JOINING, State.BLOCKED) and self.cluster_id is not None:
             discovery.joined(self.cluster_id, now_ms)
         for alarm in discovery.alarms(now_ms):
-            self.node.alarms["rivals"] = alarm
+            self.node.alarms["rivals"] = (0, alarm)  # of no run: it holds in each
 
     def _beacon_facts(self) -> dict[str, Any]:
         raft, state = self.node.raft, self.node.state
@@ -347,10 +256,9 @@ class Daemon:
             self.neighbours.send(leader, join)
             self._out(f"node {self.name} follows {self.neighbours.connected[leader].name}")
         self.executor.on_new_leader({} if self._has_settled else process.ran_before(self.home.run, self.boot), self._now_ms())
-        for version, fetched in self._fetched.items():
-            self._to_leader(Message("bundle_get", {"version": version, "part": len(fetched)}))
+        self._projects.ask_again()
         self._replies.clear()
-        self._offering.begin()
+        self._offering.is_asking = False
 
     def _on_member_message(self, node_id: str, message: Message) -> None:
         """Something for the leader's half, from another node's executor or this one's."""
@@ -361,7 +269,7 @@ class Daemon:
                 self.node.close_session(session)
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
         elif message.kind == "bundle_get":
-            self._on_bundle_get(node_id, message)
+            self._projects.on_get(node_id, message)
         elif session in self.node.sessions:
             self.node.step(session, message, self._now_ms())
 
@@ -383,7 +291,7 @@ class Daemon:
             if on_reply is not None and message.fields["result"] != "error":
                 on_reply(message.fields)
         elif message.kind == "bundle_slice":
-            self._on_bundle_slice(message)
+            self._projects.on_slice(message)
         elif message.kind == "stop":
             self._out("stopping: the cluster is stopped")
             self.stop(1 if self.offer.until_done else 0)
@@ -445,6 +353,7 @@ class Daemon:
         self._stopping_by_s = time.monotonic() + config.DRAIN_S
         self._stop_code = exit_code
         self.executor.drain()
+        self.node.hand_over()
 
     def _maybe_end(self) -> None:
         if self._signals and self._stopping_by_s is None:
@@ -466,10 +375,7 @@ class Daemon:
         while self._committer.is_busy:
             self._committer.wait()
             self._pump()
-        for connection in self._clients.values():
-            with contextlib.suppress(ConnectionClosed):
-                connection.flush()
-            connection.close()
+        self._clients.close()
         self._peers.close()
         self._beacons.close()
         self._listener.close()
@@ -531,6 +437,8 @@ class Daemon:
         self._beacons.tick(now_ms, self._beacon_facts())
         self._find()
         self._sync_leader()
+        if self._led_by is not None:
+            self._offering.begin()
         if (expiry_s := self._listener.next_expiry_s) is not None and now_s >= expiry_s:
             self._listener.expire(now_s)
         for note in self._listener.take_notes():
@@ -552,10 +460,12 @@ class Daemon:
             if isinstance(action, ToLeader):
                 self._to_leader(action.message)
             elif isinstance(action, Send):
-                if action.message.kind != "stop" or not self._forget_start(action.key):
+                if action.message.kind == "stop" and self._projects.forget(action.key):
+                    self._on_process_exit(action.key, "ended", 0, [])
+                else:
                     self._processes.send(action.key, action.message)
             elif isinstance(action, Start):
-                self._start_process(action)
+                self._projects.provide(action)
             elif isinstance(action, Kill):
                 self._processes.kill(action.key)
             elif isinstance(action, Settled):
@@ -572,7 +482,9 @@ class Daemon:
             if session == LOCAL_SESSION:
                 self._on_leader_message(message)
             elif session in self._clients:
-                self._send_client(session, message)
+                if message.fields.get("kind") == "status" and "status" in message.fields:
+                    self._complete_status(message.fields["status"])
+                self._clients.send(session, message)
             else:
                 self.neighbours.send(session.removeprefix("node:"), message)
         messages = self.node.take_peer_outbox()
@@ -714,79 +626,21 @@ class Daemon:
 
     # ---- processes
 
-    def _start_process(self, action: Start) -> None:
+    def _start_process(self, action: Start, folder: Path) -> None:
         spec = action.spec
         try:
-            folder = self._folder_of(spec.version, action.project["zip_sha256"])
-            if folder is None:
-                self._fetch(action)
-                return
             out_dir = self.home.out / spec.pipeline
             out_dir.mkdir(parents=True, exist_ok=True)
             self._processes.start(action.key, spec, {
                 "folder": str(folder), "project": action.project, "run": spec.run, "stage": spec.stage, "role": spec.role,
-                "node": self.name, "params": action.params, "out_dir": str(out_dir),
+                "node": self.name, "params": action.params, "out_dir": str(out_dir), "queue": action.queue,
                 "hash_seed": process.hash_seed(self.cluster_id, spec.pipeline, spec.run),
-                "queue": action.queue,
             })
         except (OSError, ClusterError) as error:
-            self.executor.on_exit(action.key, f"could not be started ({error})", 0, [], self._now_ms())
+            self._on_process_exit(action.key, f"could not be started ({error})", 0, [])
 
-    def _folder_of(self, version: str, zip_sha256: str) -> Path | None:
-        """The unpacked project of a version, out of the journal when it is not there; None when this node has no copy of it."""
-        folder = self.home.bundles / version
-        if not folder.exists():
-            parts = self.node.state.bundle_parts(version)
-            if parts is None:
-                return None
-            bundle.unpack(self.journal.read_bundle(version, parts), zip_sha256, folder)
-        return folder
-
-    def _fetch(self, action: Start) -> None:
-        """Have the project of a process that is to start come from the leader, part by part; it starts when all are here."""
-        version = action.spec.version
-        self._waiting_starts.setdefault(version, []).append(action)
-        if version not in self._fetched:
-            self._fetched[version] = []
-            self._to_leader(Message("bundle_get", {"version": version, "part": 0}))
-
-    def _on_bundle_get(self, node_id: str, message: Message) -> None:
-        version, number = message.fields["version"], message.fields["part"]
-        parts = self.node.state.bundle_parts(version)
-        if parts is None or number >= len(parts):
-            return
-        body = self.journal.read_bundle_part(version, number, parts[number])
-        self.neighbours.send(node_id, Message("bundle_slice", {"version": version, "part": number, "parts": len(parts)}, (body,)))
-
-    def _on_bundle_slice(self, message: Message) -> None:
-        version, number = message.fields["version"], message.fields["part"]
-        fetched = self._fetched.get(version)
-        if fetched is None or number != len(fetched):
-            return
-        fetched.append(bytes(message.blobs[0]))
-        if len(fetched) < message.fields["parts"]:
-            self._to_leader(Message("bundle_get", {"version": version, "part": len(fetched)}))
-            return
-        del self._fetched[version]
-        actions = self._waiting_starts.pop(version, [])
-        if not actions:
-            return
-        try:
-            bundle.unpack(b"".join(fetched), actions[0].project["zip_sha256"], self.home.bundles / version)
-        except ClusterError as error:
-            self._out(f"the project came damaged and is fetched again: {error}")
-        for action in actions:
-            self._start_process(action)
-
-    def _forget_start(self, key: int) -> bool:
-        """Whether the process waits for its project; it then never starts."""
-        for actions in self._waiting_starts.values():
-            for action in actions:
-                if action.key == key:
-                    actions.remove(action)
-                    self.executor.on_exit(key, "ended", 0, [], self._now_ms())
-                    return True
-        return False
+    def _bundle_parts(self, version: str) -> list[BundlePart] | None:
+        return self.node.state.bundle_parts(version)
 
     def _on_process_message(self, key: int, message: Message) -> None:
         self.executor.on_message(key, message, self._now_ms())
@@ -794,41 +648,18 @@ class Daemon:
     def _on_process_exit(self, key: int, how: str, running: int, stderr: list[str]) -> None:
         self.executor.on_exit(key, how, running, stderr, self._now_ms())
 
-    # ---- clients
-
     def _accept(self, connections: list[Connection]) -> None:
         for connection in connections:
-            assert connection.session is not None
+            assert connection.session is not None, "whoever is let in is authenticated"
             if connection.session.peer.role == "node":
                 self._peers.accept(connection)
-                continue
-            session_id = f"client-{self._next_client}"
-            self._next_client += 1
-            self._clients[session_id] = connection
-            self._selector.register(connection, selectors.EVENT_READ, lambda mask, s=session_id: self._on_client(s, mask))
-            self._flush_client(session_id)
-
-    def _on_client(self, session_id: str, mask: int) -> None:
-        connection = self._clients.get(session_id)
-        if connection is None:
-            return
-        try:
-            if mask & selectors.EVENT_READ:
-                for payload in connection.read():
-                    if session_id not in self._clients:
-                        return  # a reply found it gone
-                    self._on_client_message(session_id, decode(payload))
-        except (ConnectionClosed, ProtocolError) as error:
-            if isinstance(error, ProtocolError):
-                self._out(f"a client at {connection.peer_address} was refused: {error}")
-            self._drop_client(session_id)
-            return
-        self._flush_client(session_id)
+            else:
+                self._clients.accept(connection)
 
     def _on_client_message(self, session_id: str, message: Message) -> None:
         protocol.check("client", "client", message)
         if message.kind == "stop":
-            self._send_client(session_id, Message("reply", {"req": message.fields["req"], "kind": "stop", "result": "ok"}))
+            self._clients.send(session_id, Message("reply", {"req": message.fields["req"], "kind": "stop", "result": "ok"}))
             self._out("stopping: a client asked for it")
             for peer in self.neighbours.connected if self.node.is_serving else ():
                 self.neighbours.send(peer, Message("stop", {}))
@@ -836,52 +667,20 @@ class Daemon:
             return
         if not self.node.is_serving:
             leader, address = self.neighbours.leader()
-            self._send_client(session_id, Message("reply", {
+            self._clients.send(session_id, Message("reply", {
                 "req": message.fields.get("req", 0), "kind": message.kind, "result": "error", "code": "not_leader",
                 "text": "another node leads" if leader else "no node leads now", "leader": address if leader != self.node_id else None}))
             return
         if session_id not in self.node.sessions:
-            connection = self._clients[session_id]
-            assert connection.session is not None, "a client is authenticated"
-            peer_identity = connection.session.peer
-            self.node.open_session(Session(session_id, "client", peer_identity.node_id, peer_identity.boot_id, peer_identity.name))
+            who = self._clients.identity(session_id)
+            self.node.open_session(Session(session_id, "client", who.node_id, who.boot_id, who.name))
         self.node.step(session_id, message, self._now_ms())
-
-    def _send_client(self, session_id: str, message: Message) -> None:
-        if message.fields.get("kind") == "status" and "status" in message.fields:
-            self._complete_status(message.fields["status"])
-        connection = self._clients.get(session_id)
-        if connection is not None:
-            connection.send(encode(message))
-            self._flush_client(session_id)
 
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}
         status["leader"] |= {"name": self.name, "address": self.address}
         for node in status["nodes"]:
             node["address"] = self.neighbours.address_of(node["id"])
-
-    def _flush_client(self, session_id: str) -> None:
-        connection = self._clients.get(session_id)
-        if connection is None:
-            return
-        try:
-            connection.flush()
-        except ConnectionClosed:
-            self._drop_client(session_id)
-            return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
-        key = self._selector.get_key(connection)
-        if key.events != wanted:
-            self._selector.modify(connection, wanted, key.data)
-
-    def _drop_client(self, session_id: str) -> None:
-        connection = self._clients.pop(session_id, None)
-        if connection is None:
-            return
-        self._selector.unregister(connection)
-        connection.close()
-        self.node.close_session(session_id)
 
     # ---- the offered project and its run
 

@@ -6,6 +6,7 @@ later; a new leader is asked again from the start, except that a run that was fo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,24 @@ class Offering:
         self._verbose = verbose
         self._ask = ask
         self._out = out
+        self.is_asking = False  # set back by the loop when somebody else leads, for nobody answers any more
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
         self._packed: bundle.Bundle | None = None
         self._record: dict[str, Any] = {}
         self._manifest: dict[str, Any] = {}
+
+    def prepare_beside(self, wake: Callable[[], None]) -> None:
+        """`prepare` in a thread, so that the node finds others meanwhile; what it raises, `begin` raises."""
+        self._thread = threading.Thread(target=self._prepare_and_wake, args=(wake,), daemon=True)
+        self._thread.start()
+
+    def _prepare_and_wake(self, wake: Callable[[], None]) -> None:
+        try:
+            self.prepare()
+        except BaseException as error:  # it belongs to the loop, which raises it again
+            self._error = error
+        wake()
 
     def prepare(self) -> None:
         """Pack the project and learn what it holds, from a child process. Raises `ProjectError`, `BundleRejected`."""
@@ -71,8 +87,13 @@ class Offering:
         self._manifest = answer["manifest"]
 
     def begin(self) -> None:
-        """Somebody leads: see what is deployed there."""
-        if self._packed is not None and self.watched is None:
+        """Somebody leads: see what is deployed there, once the project is packed. For every turn of the loop."""
+        if self._thread is None or self._thread.is_alive():
+            return
+        if self._error is not None:
+            raise self._error
+        if self._manifest and self.watched is None and not self.is_asking:
+            self.is_asking = True
             self._ask(Message("project", {"pipeline": self._manifest["pipeline"]}), lambda reply: self._compare(reply["project"]))
 
     def _compare(self, deployed: dict[str, Any] | None) -> None:

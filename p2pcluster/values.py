@@ -55,7 +55,7 @@ def _names_main(body: bytes) -> bool:
             elif opcode.name == "STACK_GLOBAL" and pushed[-2] == "__main__":
                 return True
             elif opcode.name.endswith("BINGET"):
-                pushed.append(memo[argument])
+                pushed.append(memo[int(argument)])
             elif opcode.name not in ("FRAME", "PROTO"):
                 pushed.append(argument if isinstance(argument, str) else None)
     except (ValueError, IndexError):

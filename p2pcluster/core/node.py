@@ -202,6 +202,12 @@ class Node:
         self.raft.step(message, now_ms)
         self._check_serving()
 
+    def hand_over(self) -> None:
+        """This node is about to stop: let the voter that has most of the log lead, so that there is no gap."""
+        voters = [peer for peer in self.raft.peers() if peer.is_connected and peer.node_id in self.raft.configuration.voters]
+        if self.raft.role is Role.LEADER and voters:
+            self.raft.transfer_leadership(max(voters, key=lambda peer: peer.match_index).node_id)
+
     def take_outbox(self) -> list[Sent]:
         """What is to be sent to sessions, in order; empty afterwards."""
         sent, self._outbox = self._outbox, []
@@ -769,7 +775,7 @@ class Node:
     def status(self) -> dict[str, Any]:
         """The object of `status --json`, less what only the shell knows."""
         runs = {name: pipeline.run for name, pipeline in self.state.pipelines.items()}
-        alarms = {key: text for key, (run, text) in self.alarms.items() if runs.get(key.partition("/")[0]) == run}
+        alarms = {key: text for key, (run, text) in self.alarms.items() if runs.get(key.partition("/")[0], 0) == run}
         return status.status_of(self.state, self.rates, self.raft, list(self.sessions.values()),
                                 self.raft.cluster_time_ms(self._now_ms), alarms)
 

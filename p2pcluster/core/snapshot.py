@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from p2pcluster.core.codec import Buffer, Message, decode_all, encode
@@ -18,7 +19,8 @@ from p2pcluster.errors import RemoteProtocolError
 Value = str | int | bytes | None
 
 
-class Head(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Head:
     """Where the state stands: the last entry applied, its term, time and chain, the state's hash, the configuration in force."""
 
     index: int

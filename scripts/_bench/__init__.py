@@ -1,1 +1,1 @@
-"""The parts of `scripts/bench.py`: running nodes, measuring them, the cases, and the baseline that they are compared with."""
+"""The parts of `scripts/bench.py`: running nodes, measuring processes, the cases, and the baseline to compare with."""

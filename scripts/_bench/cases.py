@@ -1,4 +1,4 @@
-"""The cases: what each one runs, and how its figures come out of what was seen. Every count and sum is checked first."""
+"""The cases: what each runs, and how its figures come out of what was seen. Every count and sum is checked first."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ def check_total(who: str, found: Figures, items: int) -> None:
     """Raises `BenchError` unless every item came, once."""
     expected = (items, sum_of_squares(items))
     if (found["count"], found["total"]) != expected:
-        raise BenchError(f"{who}: count and sum are {found['count']:,} and {found['total']:,}, and should be {expected[0]:,} and {expected[1]:,}")
+        raise BenchError(f"{who}: count and sum are {found['count']:,} and {found['total']:,}, "
+                         f"and should be {expected[0]:,} and {expected[1]:,}")
 
 
 def rate_per_s(found: Figures, items: int) -> float:
-    return items / (found["last_s"] - found["first_s"])
+    return float(items / (found["last_s"] - found["first_s"]))
 
 
 # ---- W1
@@ -79,7 +80,7 @@ def _w1(items: int, delay_s: float | None) -> Figures:
         out = node.out_dir("w1")
         found = read_json_file(out / "Total.json")
         check_total("W1", found, items)
-        names = {node.pid: "node", int((out / "numbers.pid").read_text()): "source", int((out / "Total.pid").read_text()): "sink"}
+        names = {node.pid: "node", _pid_in(out / "numbers.pid"): "source", _pid_in(out / "Total.pid"): "sink"}
         log = node.log_size()
         return {
             "items": items, "rate_per_s": rate_per_s(found, items),
@@ -87,6 +88,10 @@ def _w1(items: int, delay_s: float | None) -> Figures:
             "node_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid)),
             "commits": log.entries, "items_per_commit": items / log.entries,
         }
+
+
+def _pid_in(file: Path) -> int:
+    return int(file.read_text())
 
 
 def _cpu_per_100k(sampler: Sampler, names: dict[int, str], found: Figures, items: int) -> Figures:
@@ -119,7 +124,8 @@ def _managers_w1(items: int, batch: int) -> Figures:
         server = usage_of(start.server_pid)
     cpu = {"server": server.cpu_s if server else None, **{name: report["cpu_s"] for name, report in reports.items()}}
     known = {name: cpu_s * 100_000 / items for name, cpu_s in cpu.items() if cpu_s is not None}
-    return {"items": items, "rate_per_s": rate_per_s(found, items), "cpu_s_per_100k": {**known, "all": sum(known.values())}}
+    cpu_per_100k = {**known, "all": sum(known.values())}
+    return {"items": items, "rate_per_s": rate_per_s(found, items), "cpu_s_per_100k": cpu_per_100k}
 
 
 class _Managers:
@@ -158,8 +164,9 @@ def _managers(batch: int) -> Iterator[_Managers]:
 
 
 def _script(processes: ExitStack, *arguments: str) -> subprocess.Popen[str]:
-    popen = subprocess.Popen([sys.executable, str(MANAGERS), *arguments], env=environment(), text=True,
-                             stdin=subprocess.PIPE if arguments[0] == "serve" else subprocess.DEVNULL, stdout=subprocess.PIPE)
+    stdin = subprocess.PIPE if arguments[0] == "serve" else subprocess.DEVNULL
+    popen = subprocess.Popen([sys.executable, str(MANAGERS), *arguments], env=environment(), text=True, stdin=stdin,
+                             stdout=subprocess.PIPE)
     processes.callback(_end, popen)
     return popen
 
@@ -207,8 +214,8 @@ def _share_of_ideal(who: str, spans: Sequence[Sequence[float]], naps: int) -> fl
 def latency(sizes: Sizes) -> Figures:
     """One item at a time at an idle pipeline, from its put to the sink."""
     return {
-        "items": sizes.latencies, "source": _latency_of_source(sizes.latencies), "put": _latency_of_put(sizes.latencies),
-        "managers": _latency_of_managers(sizes.latencies),
+        "items": sizes.latencies, "source": _latency_of_source(sizes.latencies),
+        "put": _latency_of_put(sizes.latencies), "managers": _latency_of_managers(sizes.latencies),
     }
 
 
@@ -219,7 +226,7 @@ def _latency_of_source(items: int) -> Figures:
 
 
 def _latency_of_put(items: int) -> Figures:
-    """By `connect().put` of this process; also how long `put` takes to return, which it does when the item is durable."""
+    """By `connect().put` of this process; also when `put` returns, which it does once the item is durable."""
     returned_ms = []
     with scratch() as folder, Node(folder, "latency_put", "--until-done") as node:
         node.wait_for_line("run 1 starts")
@@ -255,7 +262,7 @@ def _latency_figures(took_ms: Sequence[float], items: int) -> Figures:
 
 
 def start(sizes: Sizes) -> Figures:
-    """From the node's start, with nothing there yet, to its first *done*: one item through source, stage and sink. Medians."""
+    """From a node's start, with nothing there yet, to its first *done*: one item through three processes. Medians."""
     serves, arrives, done = [], [], []
     for _ in range(sizes.starts):
         with scratch() as folder, Node(folder, "w1", "--until-done", params={"items": 1}) as node:
@@ -292,8 +299,10 @@ def _idle(project: str | None, processes: int, idle_s: float) -> Figures:
     sizes_mib = [usage.rss_bytes / MIB for usage in after if usage]
     if not shares:
         return {"node_cpu_percent": None, "node_rss_mib": None}
-    figures = {"node_cpu_percent": shares[0], "node_rss_mib": sizes_mib[0]}
-    return figures if not processes else {**figures, "stage_cpu_percent": sum(shares[1:]) / processes, "stage_rss_mib": max(sizes_mib[1:])}
+    figures: Figures = {"node_cpu_percent": shares[0], "node_rss_mib": sizes_mib[0]}
+    if processes:
+        figures |= {"stage_cpu_percent": sum(shares[1:]) / processes, "stage_rss_mib": max(sizes_mib[1:])}
+    return figures
 
 
 # ---- a million ready items
@@ -311,16 +320,24 @@ def million(sizes: Sizes) -> Figures:
             node.kill()
         figures |= {"fill_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
         with Node(folder, "million") as node:
-            figures |= {"start_after_kill_s": node.wait_for_serving() - node.started_s, "restarted_rss_mib": _rss_mib(node)}
+            figures["start_after_kill_s"] = node.wait_for_serving() - node.started_s
+            figures["restarted_rss_mib"] = _rss_mib(node)
             _check_ready(node, items)
             node.stop()
-        with Node(folder, "million", "--again", "--until-done", file="drain.py", params={"items": items}) as node, \
-                Sampler(node.pid) as sampler:
-            figures |= {"start_after_stop_s": node.wait_for_serving() - node.started_s}
+        return figures | _drain(folder, items)
+
+
+def _drain(folder: Path, items: int) -> Figures:
+    """The next version, from the same folder, has a reader for what waits."""
+    words = ("--again", "--until-done")
+    with Node(folder, "million", *words, file="drain.py", params={"items": items}) as node:
+        with Sampler(node.pid) as sampler:
+            start_s = node.wait_for_serving() - node.started_s
             node.wait_until_done(time_allowed_s(items))
-            found = read_json_file(node.out_dir("million") / "Total.json")
-            check_total("million", found, items)
-        return {**figures, "drain_rate_per_s": rate_per_s(found, items), "drain_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
+        found = read_json_file(node.out_dir("million") / "Total.json")
+        check_total("million", found, items)
+    return {"start_after_stop_s": start_s, "drain_rate_per_s": rate_per_s(found, items),
+            "drain_rss_mib_max": _mib(sampler.rss_bytes_max(node.pid))}
 
 
 def _wait_until_done(node: Node, timeout_s: float) -> float:
@@ -347,6 +364,6 @@ def _mib(size_bytes: int | None) -> float | None:
 
 
 CASES: dict[str, Callable[[Sizes], Figures]] = {
-    "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start, "idle": idle,
-    "million": million,
+    "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start,
+    "idle": idle, "million": million,
 }

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 SAMPLE_INTERVAL_S = 0.05
@@ -61,7 +60,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -70,7 +69,7 @@ class Sampler:
         return list(dict.fromkeys(pid for _, usages in self._samples for pid in usages))
 
     def cpu_s_between(self, pid: int, start_s: float, end_s: float) -> float | None:
-        """CPU time between two moments of `time.monotonic`, to the accuracy of the samples; the last one known where it has ended."""
+        """CPU time between two moments of `time.monotonic`, on the lines between the samples; None: it was not seen."""
         known = [(at_s, usages[pid].cpu_s) for at_s, usages in self._samples if pid in usages]
         if not known:
             return None

@@ -1,8 +1,8 @@
-"""The baseline: the same work over `multiprocessing.managers` queues, TCP on loopback with an authkey, everything in memory.
+"""The baseline: the same work over `multiprocessing.managers` queues, TCP on loopback with an authkey, all in memory.
 
-`python managers.py serve` is the process that holds the queues; the others are workers that get, work and put. Each prints one
-JSON line when it ends. `batch` is how many items one message holds: 1 is what a program does that simply uses the queues, more
-is batching by hand.
+`python managers.py serve` is the process that holds the queues; the others are workers that get, work and put. Each
+prints one JSON line when it ends. `batch` is how many items one message holds: 1 is what a program does that simply
+uses the queues, more is batching by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def serve(batch: int, authkey: bytes) -> None:
         Queues.register(name, callable=lambda held=held: held)
     server = Queues(("127.0.0.1", 0), authkey).get_server()
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-    print(server.address[1], flush=True)
+    print(server.address[1], flush=True)  # type: ignore[index]
     server.serve_forever()
 
 

@@ -1,6 +1,7 @@
-"""Nodes as a user starts them: `python -m p2pcluster` in a process of its own, on loopback, in a folder that is thrown away.
+"""Nodes as a user starts them: `python -m p2pcluster` in a process of its own, in a folder that is thrown away.
 
-Every wait is bounded, and whatever was started is ended by its own process id.
+On loopback, each under a port and a cluster name of its own, so that no other node of the machine joins in. Every wait
+is bounded, and whatever was started is ended by its own process id.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from p2pcluster import connect
@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
 
 
 class Node:
-    """One node over `folder`, which holds its home, its key and its project; another node may follow over the same folder."""
+    """One node over `folder`, which holds its home, key and project; another may follow over the same folder."""
 
     def __init__(self, folder: Path, project: str | None, *arguments: str, params: Mapping[str, int] | None = None,
                  file: str = "pipeline.py", delay_s: float | None = None) -> None:
@@ -83,8 +83,10 @@ class Node:
         settings = [word for name, value in (params or {}).items() for word in ("--set", f"{name}={value}")]
         self._popen = subprocess.Popen(
             [sys.executable, *program, "run", str(target), *arguments, *settings, "--home", str(self.home),
-             "--authkey-file", str(self.key_file), "--bind", "127.0.0.1", "--port", str(free_port())],
-            cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+             "--authkey-file", str(self.key_file), "--cluster", self.cluster,
+             "--bind", "127.0.0.1", "--port", str(free_port())],
+            cwd=folder, env=environment(), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         self.lines: list[tuple[float, str]] = []
         self._changed = threading.Condition()
@@ -101,13 +103,17 @@ class Node:
         return self.folder / "authkey"
 
     @property
+    def cluster(self) -> str:
+        return self.folder.name
+
+    @property
     def pid(self) -> int:
         return self._popen.pid
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.kill()
 
     def wait_for_line(self, text: str, timeout_s: float = START_S) -> float:
@@ -146,7 +152,7 @@ class Node:
         self._reader.join(STOP_S)
 
     def connect(self, pipeline: str) -> Cluster:
-        return connect(pipeline=pipeline, home=self.home, authkey_file=self.key_file)
+        return connect(pipeline=pipeline, cluster=self.cluster, home=self.home, authkey_file=self.key_file)
 
     def out_dir(self, pipeline: str) -> Path:
         return self.home / "out" / pipeline

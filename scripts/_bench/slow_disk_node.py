@@ -1,4 +1,4 @@
-"""`python slow_disk_node.py SECONDS run ...`: a node whose every fsync takes so much longer; its stage processes are as ever.
+"""`python slow_disk_node.py SECONDS run ...`: a node whose every fsync takes so much longer; its stages are as ever.
 
 SQLite syncs the write-ahead log at each COMMIT, and both of its files at a checkpoint.
 """

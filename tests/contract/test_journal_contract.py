@@ -317,7 +317,7 @@ def test_a_snapshot_makes_another_journal_the_same(store: Store, memory: int, st
     target = SoleVoter(store, memory)
     target.write(Write(hard_state=HardState(4, "n9"), meta=(("node_id", "mine"),)))
     if start == "behind":
-        target.journal.write(Write(source.entries(beginning())[:0] + target.entries(beginning()), commit_index=1))
+        target.journal.write(Write(target.entries(beginning()), commit_index=1))
     if start == "another log":
         target.journal.write(Write(tuple(Entry(index, 1, 0, NOOP, b"") for index in range(1, 9)), commit_index=1))
     target.journal.install(head, rows, None)
@@ -343,22 +343,23 @@ def test_a_snapshot_makes_another_journal_the_same(store: Store, memory: int, st
     assert target.values("p/in") == [b"last"]
 
 
-def test_a_snapshot_that_is_not_installed_leaves_everything_as_it_was(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", list(Fault))
+def test_a_snapshot_is_installed_as_a_whole_or_not_at_all(store: Store, fault: Fault, tmp_path: Path) -> None:
     source = SoleVoter(RealStore(tmp_path / "source"))
     source.commit(*beginning())
     head = source.journal.snapshot_head(source.state, Configuration(("n1",)))
     rows = list(source.journal.snapshot_rows(source.state))
-    for fault in Fault:
-        target = SoleVoter(store)
-        before = facts(target.state)
-        store.fail_write(1, fault)
-        with pytest.raises(JournalError):
-            target.journal.install(head, rows, HardState(3, None))
-        target.crash()
-        assert facts(target.state) == before if fault is not Fault.AFTER else target.state.hash == source.state.hash
-        if fault is Fault.AFTER:
-            assert target.recovered.hard_state == HardState(3, None)
-            break
+    target = SoleVoter(store)
+    target.commit(put("p/none", 1, b"x"))
+    before = facts(target.state)
+    store.fail_write(1, fault)
+    with pytest.raises(JournalError):
+        target.journal.install(head, rows, HardState(3, None))
+    target.crash()
+    if fault is Fault.AFTER:
+        assert (target.state.hash, target.recovered.hard_state) == (source.state.hash, HardState(3, None))
+    else:
+        assert (facts(target.state), target.recovered.hard_state) == (before, HardState(0, None))
 
 
 # --- Writes that fail ------------------------------------------------------------------------------------------------

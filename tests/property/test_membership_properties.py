@@ -523,8 +523,9 @@ def some_fail(checks: list[Callable[[], object]]) -> bool:
     return any(fails(check) for check in checks)
 
 
+SPREADS = (0.0, 0.2, 1.0, 3.0)
 ONE_FOUNDER: list[Callable[[], object]] = [
-    lambda seed=seed: check_one_founder(promised(seed, 2 + seed % 5, WINDOWS_MS[seed % 2], (0.0, 0.2, 1.0, 3.0)[seed % 4]))  # type: ignore[misc]
+    lambda setting=promised(seed, 2 + seed % 5, WINDOWS_MS[seed % 2], SPREADS[seed % 4]): check_one_founder(setting)  # type: ignore[misc]
     for seed in range(40)
 ]
 HEALING: list[Callable[[], object]] = [
@@ -811,7 +812,8 @@ ROSTER_BUGS: dict[str, Next] = {
 
 @pytest.mark.parametrize("bug", ROSTER_BUGS)
 def test_each_check_of_the_configuration_fails_on_a_bug(bug: str) -> None:
-    assert any(fails(lambda seed=seed: check_roster(seed, ROSTER_BUGS[bug])) for seed in range(200))  # type: ignore[misc]
+    following = ROSTER_BUGS[bug]
+    assert any(fails(lambda seed=seed: check_roster(seed, following)) for seed in range(200))  # type: ignore[misc]
 
 
 def test_the_changes_that_find_the_bugs_pass_without_them() -> None:

@@ -98,8 +98,9 @@ class Machine:
         self.life = life
         try:
             life.start()
-        except JournalError:
+        except (JournalError, PowerCut):
             self.crash("its journal cannot be written")
+            self.start_later(self.world.random.randrange(100, 1000))
 
     def crash(self, why: str, power: bool = False) -> None:
         """The node dies, and with `power` the machine: then nobody says so to its neighbours."""
@@ -869,9 +870,3 @@ class Life:
     def queues_held(self) -> Iterable[tuple[str, list[list[int]]]]:
         """By queue what the executor holds."""
         return self.executor._held().items()
-
-
-def dial_for(life: Any) -> Callable[[str, int, Any], End]:
-    """`stream.start_dial` of a simulation: the handshake that `Peers` passes is the life that dials."""
-    del life
-    return lambda host, port, handshake: handshake.dial(host)

@@ -1,4 +1,4 @@
-"""Sinks that several of the benchmark's pipelines share; copied beside each pipeline.py. Each writes its file when it ends."""
+"""Sinks that several pipelines share; copied beside each pipeline.py. Each writes its file when its process ends."""
 
 from __future__ import annotations
 

@@ -19,4 +19,5 @@ def square(item: dict[str, int]) -> int:
     return item["number"] ** 2
 
 
-pipeline = Pipeline("million", numbers >> Queue("waiting", maxsize=None) >> square >> Total, params={"items": 1_000_000})
+waiting = Queue("waiting", maxsize=None)
+pipeline = Pipeline("million", numbers >> waiting >> square >> Total, params={"items": 1_000_000})

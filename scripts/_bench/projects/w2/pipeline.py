@@ -1,4 +1,4 @@
-"""Tasks that sleep, eight at a time. The source waits until all eight processes are there, so that their start is not measured."""
+"""Tasks that sleep, eight at a time. The source waits for all eight processes: their start is not to be measured."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""The connections of client programs: each is a session of its own, from its first word to its end.
+
+What a client may ask, and of whom, is the loop's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+from collections.abc import Callable
+
+from p2pcluster.core.codec import Message, decode, encode
+from p2pcluster.core.handshake import Identity
+from p2pcluster.errors import ProtocolError
+from p2pcluster.stream import Connection, ConnectionClosed
+
+
+class Clients:
+    """All clients of a node, wired to its loop's selector. `on_message` may raise `ProtocolError`, which ends the connection."""
+
+    def __init__(self, selector: selectors.BaseSelector, on_message: Callable[[str, Message], None], on_gone: Callable[[str], None],
+                 on_note: Callable[[str], None]) -> None:
+        self._selector = selector
+        self._on_message = on_message
+        self._on_gone = on_gone
+        self._on_note = on_note
+        self._connections: dict[str, Connection] = {}
+        self._count = 0
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._connections
+
+    def identity(self, session_id: str) -> Identity:
+        """Who it is."""
+        session = self._connections[session_id].session
+        assert session is not None, "a client is authenticated"
+        return session.peer
+
+    def accept(self, connection: Connection) -> None:
+        """A client has proved that it holds the key."""
+        self._count += 1
+        session_id = f"client-{self._count}"
+        self._connections[session_id] = connection
+        self._selector.register(connection, selectors.EVENT_READ, lambda mask: self._on_ready(session_id, mask))
+        self._flush(session_id)
+
+    def send(self, session_id: str, message: Message) -> None:
+        """Queue a message; nothing for a client that has gone."""
+        connection = self._connections.get(session_id)
+        if connection is not None:
+            connection.send(encode(message))
+            self._flush(session_id)
+
+    def close(self) -> None:
+        """Say what is still to be said, as far as the sockets take it, and end all."""
+        for connection in self._connections.values():
+            with contextlib.suppress(ConnectionClosed):
+                connection.flush()
+            self._selector.unregister(connection)
+            connection.close()
+        self._connections.clear()
+
+    def _on_ready(self, session_id: str, mask: int) -> None:
+        connection = self._connections.get(session_id)
+        if connection is None:
+            return
+        try:
+            for payload in connection.read() if mask & selectors.EVENT_READ else ():
+                if session_id not in self._connections:
+                    return  # a reply found it gone
+                self._on_message(session_id, decode(payload))
+        except ConnectionClosed:
+            self._drop(session_id)
+        except ProtocolError as error:
+            self._on_note(f"a client at {connection.peer_address} was refused: {error}")
+            self._drop(session_id)
+        self._flush(session_id)
+
+    def _flush(self, session_id: str) -> None:
+        connection = self._connections.get(session_id)
+        if connection is None:
+            return
+        try:
+            connection.flush()
+        except ConnectionClosed:
+            self._drop(session_id)
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
+        key = self._selector.get_key(connection)
+        if key.events != wanted:
+            self._selector.modify(connection, wanted, key.data)
+
+    def _drop(self, session_id: str) -> None:
+        connection = self._connections.pop(session_id, None)
+        if connection is not None:
+            self._selector.unregister(connection)
+            connection.close()
+            self._on_gone(session_id)

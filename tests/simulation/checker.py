@@ -1,0 +1,428 @@
+"""What must hold in a simulated cluster after every event, and what must hold at its end.
+
+`Checker` remembers what was shown to anybody: that may never be untrue again. `Ledger` is the state that the committed
+log stands for, item by item, in the plain words of `queue_model.Model`; each node's state has to agree with it. The
+checker looks at disks, messages and states, and never asks the code under test whether it is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from p2pcluster.core.codec import Message
+from p2pcluster.core.commands import decode_commands
+from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
+from p2pcluster.core.messages import AppendReply, PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, decode_configuration
+from p2pcluster.core.node import Grant
+from p2pcluster.core.queues import Chunk, Outcome, State
+from p2pcluster.core.quorum import Configuration, has_majority
+from p2pcluster.core.raft import Ready, Role
+from p2pcluster.core.ranges import Fence
+from p2pcluster.core.snapshot import Head
+from p2pcluster.journal import Recovered
+from tests.simulation import pipeline
+from tests.simulation.queue_model import OPEN, Item, Model, ModelQueue, Said, compare, said
+
+if TYPE_CHECKING:
+    from tests.simulation.machine import Life, Machine
+    from tests.simulation.processes import SimStage
+
+COMPARED_EVERY = 29  # entries, from one full comparison of a state with the ledger to the next
+
+
+class Violation(AssertionError):
+    """What must hold does not."""
+
+
+def require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Violation(otherwise)
+
+
+class Ledger(Model):
+    """The state of the committed log, entry by entry, and the books about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = 0
+        self.hash = bytes(16)
+        self.discarded: Counter[str] = Counter()
+        self.done_ids: dict[str, set[int]] = {}
+        self.said: dict[int, list[Said]] = {}
+        self.hashes: dict[int, bytes] = {0: bytes(16)}
+        self.ended_sessions: set[tuple[str, str]] = set()
+        self.counts: dict[int, dict[str, tuple[int, ...]]] = {}
+
+    def take_in(self, entry: Entry) -> None:
+        """The next committed entry."""
+        assert entry.index == self.index + 1, "the ledger takes entries in their order"
+        self.index = entry.index
+        if entry.kind == COMMANDS:
+            messages = [message for message, _ in decode_commands(bytes(entry.body))]
+            outcomes = self.apply(entry.at_ms, messages)
+            self.said[entry.index] = outcomes
+            for outcome in outcomes:
+                text = json.dumps(outcome[:3], sort_keys=True, separators=(",", ":"))
+                self.hash = hashlib.blake2b(self.hash + text.encode(), digest_size=16).digest()
+        self.hashes[entry.index] = self.hash
+
+    def _end(self, queue: ModelQueue, item: Item, state: str) -> None:
+        if state == "done":
+            done = self.done_ids.setdefault(queue.name, set())
+            require(item.id not in done, f"item {queue.name}:{item.id} is done twice")
+            done.add(item.id)
+        else:
+            self.discarded[queue.name] += 1
+        super()._end(queue, item, state)
+
+    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> None:
+        for parent in parents:
+            require(parent.state == "done", f"an output in {name} has a parent that is not done")
+        require(len(parents) < 2, f"an output in {name} has {len(parents)} parents")
+        super()._add(name, body, key, parents)
+
+    def _done(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
+        before = {name: len(queue.items) for name, queue in self.queues.items()}
+        result = super()._done(fields, blobs)
+        stage = pipeline.STAGE_OF.get(fields["queue"])
+        if stage is not None and result[0] == "ok":
+            self._check_outputs(stage, before)
+        return result
+
+    def _check_outputs(self, stage: str, before: dict[str, int]) -> None:
+        """Each output is what the stage makes of the parent that the log names."""
+        record = next(record for record in pipeline.MANIFEST["stages"] if record["name"] == stage)
+        for number, port in enumerate(record["ports"]):
+            for name in port["queues"]:
+                queue = self.queues[f"{pipeline.NAME}/{name}"]
+                for item_id in range(before[queue.name] + 1, len(queue.items) + 1):
+                    item = queue.items[item_id]
+                    (parent,) = item.parents
+                    made = [value for at, value in pipeline.outputs(stage, parent.body) if at == number]
+                    require(item.body in made, f"{queue.name}:{item_id} is no output of its parent {parent.body!r}")
+
+    def open_count(self, queue: str) -> int:
+        return sum(1 for item in self.queues[queue].items.values() if item.state in OPEN)
+
+
+class Checker:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.machines: list[Machine] = []
+        self.ledger = Ledger()
+        self.ran: Counter[tuple[str, int]] = Counter()
+        self.leader_of: dict[int, str] = {}
+        self.vote_of: dict[tuple[str, int], str] = {}
+        self.entry_at: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self.committed: dict[int, tuple[int, int]] = {}  # the entry's term, and the term in which it was committed
+        self.commit_index = 0
+        self.cluster_of: dict[str, str] = {}
+        self.elections = 0
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._told_term: dict[str, int] = {}
+        self._told_entries: dict[str, tuple[int, int]] = {}
+        self._led: set[tuple[str, int]] = set()
+        self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
+        self.configuration_at: dict[tuple[int, int], Configuration] = {}  # by index and term of its entry
+
+    def found(self, entries: tuple[Entry, ...], configuration: Configuration) -> None:
+        """What the cluster begins with."""
+        self.configuration_at[(0, 0)] = configuration
+        self.committed[0] = (0, 0)
+        for entry in entries:
+            self.committed[entry.index] = (entry.term, entry.term)
+            self.commit_index = entry.index
+            self.ledger.take_in(entry)
+
+    def configurations(self) -> set[Configuration]:
+        """Those that are in force somewhere, or may be again: the last committed one, and what lies above it in any log."""
+        known = self.configuration_at
+        last = max((at for at, term in known if self.committed.get(at, (-1, 0))[0] == term), default=0)
+        found = {configuration for (at, term), configuration in known.items() if at == last and (
+            not at or self.committed[at][0] == term)}
+        for (at, term), configuration in known.items():
+            if at > last and any(machine.disk.durable.terms.get(at) == term for machine in self.machines):
+                found.add(configuration)
+        return found
+
+    # ---- a life begins
+
+    def started(self, life: Life, recovered: Recovered) -> None:
+        """A node has read its disk: what it had told is there, and what nobody had committed was not applied."""
+        node_id, raft, durable = life.node_id, life.node.raft, life.machine.disk.durable
+        if life.cluster_id is not None:
+            self._belongs(life)
+        require(raft.term >= self._told_term.get(node_id, 0),
+                f"{life.name} forgot term {self._told_term.get(node_id)} and is in {raft.term}")
+        require(recovered.hard_state == durable.hard_state,
+                f"{life.name} wrote {durable.hard_state} and reads {recovered.hard_state}")
+        require(recovered.commit_index >= durable.commit_index,
+                f"{life.name} wrote that {durable.commit_index} is committed and reads {recovered.commit_index}")
+        vote = self.vote_of.get((node_id, raft.term))
+        require(vote in (None, raft.hard_state.voted_for), f"{life.name} forgot its vote for {vote} in term {raft.term}")
+        index, term = self._told_entries.get(node_id, (0, 0))
+        require(index <= raft.log.base_index or raft.log.holds(index, term),
+                f"{life.name} acknowledged entry {index} of term {term} and lost it")
+        self.look_at_entries(raft.log, list(life.journal.entries(raft.log.base_index)))
+        self._seen[node_id] = (raft.term, raft.commit_index, life.machine.starts)
+        self._commit(life, is_recovered=True)
+        self._recovered_state(life, recovered)
+
+    def _recovered_state(self, life: Life, recovered: Recovered) -> None:
+        state = recovered.state
+        for entry in life.journal.entries(recovered.base_index):
+            if self.ledger.index < entry.index <= state.applied_idx:
+                self.ledger.take_in(entry)
+        self.look_at_state(life, state)
+
+    def joined(self, life: Life) -> None:
+        self._belongs(life)
+        if life.node.raft.configuration.voters:
+            self.found((), life.node.raft.configuration)
+
+    def _belongs(self, life: Life) -> None:
+        cluster_id = life.cluster_id
+        assert cluster_id is not None
+        known = self.cluster_of.setdefault(life.node_id, cluster_id)
+        has_copy = bool(life.node.raft.configuration.members) or life.node.raft.last_index > 0
+        require(known == cluster_id or not has_copy, f"{life.name} went from cluster {known} to {cluster_id} with a copy")
+        self.cluster_of[life.node_id] = cluster_id
+
+    # ---- after every event
+
+    def look(self, life: Life) -> None:
+        """Something has happened on the node."""
+        raft, node_id = life.node.raft, life.node_id
+        term, commit_index, _ = self._seen.get(node_id, (0, 0, 0))
+        require(raft.term >= term, f"{life.name} goes back from term {term} to {raft.term}")
+        require(raft.commit_index >= commit_index or raft.last_index == 0,
+                f"{life.name} goes back from commit index {commit_index} to {raft.commit_index}")
+        require(raft.applied_index <= raft.commit_index <= raft.last_index, f"{life.name} applied the uncommitted")
+        self._seen[node_id] = (raft.term, raft.commit_index, life.machine.starts)
+        if raft.role is Role.LEADER:
+            self._look_at_leader(life)
+        if raft.commit_index > self.commit_index:
+            self._commit(life, is_recovered=False)
+        self._look_at_executor(life)
+        self._look_at_members(life)
+
+    def _look_at_leader(self, life: Life) -> None:
+        raft = life.node.raft
+        if (life.node_id, raft.term) in self._led:
+            return
+        self._led.add((life.node_id, raft.term))
+        self.elections += 1
+        life.world.mark(life.name, "leads term", raft.term)
+        first = self.leader_of.setdefault(raft.term, life.node_id)
+        require(first == life.node_id, f"election safety: {first} and {life.node_id} both lead term {raft.term}")
+        stored = life.machine.disk.durable.hard_state
+        require((stored.term, stored.voted_for) == (raft.term, life.node_id),
+                f"{life.name} leads term {raft.term} and its own vote is not durable: {stored}")
+        for index, (term, committed_in) in self.committed.items():
+            held = index <= raft.log.base_index or raft.log.holds(index, term) or raft.term < committed_in
+            require(held, f"leader completeness: {life.name} leads term {raft.term} without the committed entry {index}")
+
+    def _commit(self, life: Life, is_recovered: bool) -> None:
+        """The node is the first to know of these commits: a majority holds them on its disks."""
+        raft = life.node.raft
+        index = raft.commit_index
+        if index <= self.commit_index:
+            return
+        for newly in range(max(self.commit_index, raft.log.base_index - 1) + 1, index + 1):
+            self.committed[newly] = (raft.log.term(newly), raft.term)
+        self.commit_index = index
+        term = raft.log.term(index)
+        holders = {machine.node_id for machine in self.machines
+                   if machine.node_id is not None and machine.disk.durable.holds(index, term)}
+        configuration = raft.committed_configuration if is_recovered else configuration_at(raft)
+        require(has_majority(configuration, {holder for holder in holders if holder}),
+                f"{life.name} committed entry {index}, which is durable on {sorted(map(str, holders))} only,"
+                f" and the voters are {configuration}")
+
+    def _look_at_members(self, life: Life) -> None:
+        if life.cluster_id is None:
+            return
+        configuration = life.node.raft.configuration
+        for member in configuration.members:
+            cluster_id = self.cluster_of.get(member, life.cluster_id)
+            require(cluster_id == life.cluster_id,
+                    f"{life.name} of cluster {life.cluster_id} counts {member} of cluster {cluster_id}")
+
+    def _look_at_executor(self, life: Life) -> None:
+        for queue, held in life.queues_held():
+            count = sum(hi - lo for lo, hi, _ in held)
+            ids = {item_id for lo, hi, _ in held for item_id in range(lo, hi)}
+            require(len(ids) == count, f"{life.name} holds an item of {queue} twice: {sorted(held)}")
+
+    # ---- messages
+
+    def look_at_message(self, life: Life, message: RaftMessage) -> None:
+        """A Raft message leaves: what it says is on the disk."""
+        durable = life.machine.disk.durable
+        if not isinstance(message, (PreVoteRequest, PreVoteReply)):  # those speak of a term that nobody is in
+            self._told_term[message.sender] = max(message.term, self._told_term.get(message.sender, 0))
+            require(durable.hard_state.term >= message.term,
+                    f"{life.name} speaks in term {message.term}, which is not durable")
+        if isinstance(message, VoteReply) and message.granted:
+            first = self.vote_of.setdefault((message.sender, message.term), message.to)
+            require(first == message.to, f"{life.name} votes for {first} and {message.to} in term {message.term}")
+            require(durable.hard_state.term > message.term or durable.hard_state.voted_for == message.to,
+                    f"{life.name} gives a vote in term {message.term} that is not durable")
+        if isinstance(message, AppendReply) and message.rejected_index is None and message.match_index:
+            self._look_at_acknowledgement(life, message)
+
+    def _look_at_acknowledgement(self, life: Life, message: AppendReply) -> None:
+        index = message.match_index
+        durable = life.machine.disk.durable
+        require(index <= durable.last_index, f"{life.name} acknowledges entry {index}, which is not durable")
+        if index > durable.base:
+            self._told_entries[message.sender] = (index, durable.terms[index])
+
+    def look_at_ready(self, life: Life, ready: Ready) -> None:
+        self._commit(life, is_recovered=False)
+        if ready.truncate_from is not None:
+            index, _ = self._told_entries.get(life.node_id, (0, 0))
+            if index >= ready.truncate_from:
+                del self._told_entries[life.node_id]
+            require(ready.truncate_from > life.machine.disk.durable.commit_index,
+                    f"{life.name} cuts off entry {ready.truncate_from}, which is committed")
+        self.look_at_entries(life.node.raft.log, ready.entries)
+
+    def look_at_entries(self, log: Any, entries: Iterable[Entry]) -> None:
+        """Log matching: an index and a term name one entry, with one history."""
+        for entry in entries:
+            fact = (hashlib.blake2b(bytes(entry.body), digest_size=8).digest(), log.term(entry.index - 1))
+            first = self.entry_at.setdefault((entry.index, entry.term), fact)
+            require(first == fact, f"log matching: two entries {entry.index} of term {entry.term}")
+            if entry.kind == CONFIG and entry.body:
+                self.configuration_at[(entry.index, entry.term)] = decode_configuration(entry.body)
+
+    # ---- states
+
+    def watch(self, life: Life, state: State) -> None:
+        """Look at whatever this state applies."""
+        is_inside = False
+
+        def skip(index: int, term: int, at_ms: int) -> None:
+            type(state).skip(state, index, term, at_ms)
+            if not is_inside:
+                self._applied(life, state, Entry(index, term, at_ms, NOOP, b""), [])
+
+        def apply(index: int, term: int, at_ms: int, body: Any) -> list[Outcome]:
+            nonlocal is_inside
+            is_inside = True
+            try:
+                outcomes = type(state).apply(state, index, term, at_ms, body)
+            finally:
+                is_inside = False
+            self._applied(life, state, Entry(index, term, at_ms, COMMANDS, body), outcomes)
+            return outcomes
+
+        state.apply = apply  # type: ignore[method-assign]
+        state.skip = skip  # type: ignore[method-assign]
+
+    def _applied(self, life: Life, state: State, entry: Entry, outcomes: list[Outcome]) -> None:
+        committed = self.committed.get(entry.index)
+        require(committed is not None and committed[0] == entry.term,
+                f"{life.name} applies entry {entry.index} of term {entry.term}, which nobody has committed")
+        is_first = entry.index > self.ledger.index
+        if is_first:
+            self.ledger.take_in(entry)
+        require(said(outcomes) == self.ledger.said.get(entry.index, []),
+                f"{life.name}, entry {entry.index}: {said(outcomes)} came out instead of"
+                f" {self.ledger.said.get(entry.index)}")
+        self.look_at_state(life, state)
+
+    def look_at_state(self, life: Life, state: State) -> None:
+        """The state has moved."""
+        index = state.applied_idx
+        require(state.hash == self.ledger.hashes.get(index),
+                f"{life.name}: the state's hash at entry {index} is not what its outcomes make")
+        for queue in state.queues.values():
+            self._look_at_books(life, state, queue)
+        if index == self.ledger.index and index % COMPARED_EVERY == 0:
+            self.compare(life, state)
+
+    def _look_at_books(self, life: Life, state: State, queue: Any) -> None:
+        at_end = state.applied_idx == self.ledger.index
+        open_and_over = queue.open_count + queue.done + len(queue.parked)
+        discarded = self.ledger.discarded[queue.name]
+        if at_end or not discarded:
+            require(queue.put == open_and_over + discarded,
+                    f"{life.name}: of {queue.put} items put in {queue.name}, {queue.open_count} are open, {queue.done} done,"
+                    f" {len(queue.parked)} parked and {discarded} discarded")
+        require(queue.next_id == queue.put + 1, f"{life.name}: an id of {queue.name} is used twice or left out")
+
+    def compare(self, life: Life, state: State) -> None:
+        """The state is the ledger's, item by item."""
+        def bodies(queue: str, chunk: Chunk) -> Any:
+            if chunk.lengths is not None and chunk.body is not None:
+                return chunk.lengths, chunk.body
+            return life.journal.read_bodies(queue, chunk)
+
+        try:
+            compare(state, self.ledger, bodies)
+        except Violation:
+            raise
+        except AssertionError as error:
+            raise Violation(f"{life.name}: the state at entry {state.applied_idx} is not the log's: {error}") from error
+
+    def installed(self, life: Life, head: Head) -> None:
+        """A node became a snapshot."""
+        self.look_at_state(life, life.node.state)
+
+    # ---- leases and answers
+
+    def granted(self, life: Life, grant: Grant) -> None:
+        """A leader hands out items: under a fence that names nothing else, and that nobody else's contradicts."""
+        if grant.kind != "grant":
+            return
+        ranges = [(lo, hi) for _, lo, hi in grant.pieces]
+        known = self._grants.setdefault(grant.fence, (grant.queue, ranges))
+        require(known == (grant.queue, ranges), f"{life.name}: the fence {grant.fence} is given twice")
+        queue = life.node.state.queues[grant.queue]
+        for lo, hi in ranges:
+            for _, _, fence in queue.leases.overlap(lo, hi):
+                require(fence == grant.fence,
+                        f"two valid fences: {grant.queue} {lo}-{hi} goes out under {grant.fence} and is leased under {fence}")
+
+    def told(self, life: Life, message: Message) -> None:
+        """A leader answers a machine: what it says has happened is in the log."""
+        if message.kind != "reply" or message.fields["result"] not in ("ok", "already"):
+            return
+        asked, _ = life.executor._unanswered.get(message.fields["req"], (None, None))
+        if asked is not None:
+            self.acknowledged(asked)
+
+    def acknowledged(self, asked: Message) -> None:
+        """Whoever asked this was told that it is done."""
+        fields = asked.fields
+        if asked.kind == "put":
+            key, epoch, seq = fields["producer"]
+            producer = self.ledger.producers.get(key)
+            require(producer is not None and producer.seq >= seq, f"an acknowledged put is lost: {key} {seq}")
+        elif asked.kind == "done":
+            queue = self.ledger.queues[fields["queue"]]
+            for lo, hi in fields["ranges"]:
+                for item_id in range(lo, hi):
+                    require(queue.items[item_id].state in ("done", "parked", "discarded"),
+                            f"an acknowledged done is lost: {queue.name}:{item_id} is {queue.items[item_id].state}")
+
+    def began(self, process: SimStage, item_id: int, value: bytes) -> None:
+        """A process runs an item: with the bytes that were put."""
+        name = f"{pipeline.NAME}/{process.life._reads(process)}"
+        item = self.ledger.queues[name].items.get(item_id)
+        require(item is not None, f"{process.life.name} runs {name}:{item_id}, which was never put")
+        assert item is not None
+        require(item.body == value, f"{process.life.name} runs {name}:{item_id} with {value!r}, and {item.body!r} was put")
+        self.ran[(name, item_id)] += 1
+
+
+def configuration_at(raft: Any) -> Configuration:
+    """The configuration in force at the commit index, by the entries themselves."""
+    return raft._configurations[-1][1]  # type: ignore[no-any-return]
