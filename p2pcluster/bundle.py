@@ -32,6 +32,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -509,6 +510,7 @@ def _content(file: _File, bytes_max: int) -> bytes | None:
 
 _UNPACKING = ".unpacking-"
 _PART_BYTES = 256 * 1024
+_SYNCS_AT_ONCE = 16
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _FLAG_UTF8 = 0x800
 # zipfile documents the first alone; by its source, damaged bytes can make it raise any of these.
@@ -598,10 +600,14 @@ def _unpack_beside(
     beside = Path(tempfile.mkdtemp(prefix=_UNPACKING, dir=destination.parent))
     try:
         _write_entries(archive, entries, beside, limits)
+        # After a loss of power a rename can be on the disk without what lies below it, and the folder would look complete.
+        # Together, because one after the other a thousand files take seconds, and a disk writes many in one go.
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+            list(pool.map(_sync, [beside, *beside.rglob("*")]))
         if destination.is_dir():
             destination.rmdir()
         os.rename(beside, destination)
-        _sync_folder(destination.parent)
+        _sync(destination.parent)
     except BaseException:
         # What cannot be removed now is removed by the next call; the first error is the one to report.
         shutil.rmtree(beside, ignore_errors=True)
@@ -616,9 +622,6 @@ def _write_entries(
         path = folder.joinpath(*entry.orig_filename.split("/"))
         path.parent.mkdir(parents=True, exist_ok=True)
         bytes_left -= _write_entry(archive, entry, path, min(bytes_left, limits.ratio_max * entry.compress_size))
-    # After a loss of power a rename can be on the disk without the names below it; then the folder would look complete.
-    for written, _, _ in os.walk(folder):
-        _sync_folder(written)
 
 
 def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, bytes_max: int) -> int:
@@ -633,8 +636,6 @@ def _write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, b
             sink.write(part)
         if written != entry.file_size:
             raise _not_ours(f"{_shown(entry.orig_filename)} is not as long as it claims")
-        sink.flush()
-        os.fsync(sink.fileno())
     return written
 
 
@@ -650,10 +651,11 @@ def _parts(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
         raise _not_ours(f"{_shown(entry.orig_filename)} is damaged ({_shown(str(error))})") from error
 
 
-def _sync_folder(folder: str | Path) -> None:
-    if os.name == "nt":  # which cannot open a folder, and needs no sync to keep a name
+def _sync(path: Path) -> None:
+    windows = os.name == "nt"  # which cannot open a folder, needs no sync to keep a name, and syncs what is open to write
+    if windows and path.is_dir():
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

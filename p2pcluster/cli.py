@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _pipeline_option(close)
     _parked_parser(verb)
     verb("stop", "stop the node that leads; what runs may finish", "stop")
+    verb("leave", "have this machine's node hand over and go out of the cluster for good", "leave")
     backup = verb("backup", "copy the journal to a file, while the node runs too", "backup yesterday.sqlite3")
     backup.add_argument("file", metavar="FILE")
     key = verb("key", "show the cluster's key, or set it from standard input", "key --set < key.txt")
@@ -416,6 +417,13 @@ def _stop(args: argparse.Namespace) -> int:
     return 0
 
 
+def _leave(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        cluster.leave()
+    print("leaving: the node ends when the cluster does without it", file=sys.stderr)
+    return 0
+
+
 # ---- verbs that need no cluster
 
 
@@ -442,5 +450,5 @@ def _key(args: argparse.Namespace) -> int:
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
-    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "backup": _backup, "key": _key,
+    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "leave": _leave, "backup": _backup, "key": _key,
 }

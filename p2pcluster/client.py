@@ -547,6 +547,12 @@ class Cluster:
             raise UnknownName(f"pipeline {self.pipeline!r} has no source and no queue fed from outside called {name!r}; it has {', '.join(names)}")
         self.check(self.link.call(Message("close", {"pipeline": self.pipeline, "name": name})), name)
 
+    def leave(self) -> None:
+        """Have the node that this is connected to go out of its cluster for good. Raises `ClusterError` with why it cannot."""
+        reply = self.link.call(Message("leave", {}))
+        if reply.fields["result"] == "refused":
+            raise ClusterError(f"the node cannot leave: {reply.fields['text']}")
+
     def stop(self) -> None:
         """Stop the node that leads; what runs may finish."""
         self.link.call(Message("stop", {}))

@@ -91,6 +91,8 @@ class Daemon:
         self._compacting = False
         self._in_flight: NodeReady | None = None
         self._ends_by_s = 0.0
+        self._is_leaving = False
+        self._left_by: tuple[str, int] | None = None
 
     # ---- from start to end
 
@@ -268,6 +270,9 @@ class Daemon:
                 fields = message.fields
                 self.node.close_session(session)
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
+        elif message.kind == "stop_all":
+            if node_id != self.node_id:
+                self._stop_all()
         elif message.kind == "bundle_get":
             self._projects.on_get(node_id, message)
         elif session in self.node.sessions:
@@ -292,6 +297,9 @@ class Daemon:
                 on_reply(message.fields)
         elif message.kind == "bundle_slice":
             self._projects.on_slice(message)
+        elif message.kind == "left":
+            self._out("left the cluster")
+            self.stop(0)
         elif message.kind == "stop":
             self._out("stopping: the cluster is stopped")
             self.stop(1 if self.offer.until_done else 0)
@@ -354,6 +362,26 @@ class Daemon:
         self._stop_code = exit_code
         self.executor.drain()
         self.node.hand_over()
+
+    def leave(self) -> str | None:
+        """Go for good: hand over what this node holds and leave the cluster. Returns why that cannot be, or None."""
+        members = self.node.state.members
+        if self._led_by is None or len(members) < 2 and self.node.is_serving:
+            return "this is the cluster's only node, or nobody leads: use stop"
+        if self.node.is_serving and not self.node.hand_over():
+            return "no other node has a whole copy yet: wait until status shows another voter, then leave"
+        self._is_leaving = True
+        self.executor.drain()
+        self._out("leaving: what runs may finish, then this node goes out of the cluster")
+        return None
+
+    def _keep_leaving(self) -> None:
+        """The steps of leaving, one after the other, as the cluster allows them."""
+        if not self._is_leaving or self._stopping_by_s is not None or not self.executor.is_idle:
+            return
+        if self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
+            self._left_by = self._led_by
+            self._to_leader(Message("leave", {}))
 
     def _maybe_end(self) -> None:
         if self._signals and self._stopping_by_s is None:
@@ -445,6 +473,7 @@ class Daemon:
             self._out(note)
         self._keep_house(now_s)
         self._watch_run()
+        self._keep_leaving()
 
     def _pump(self) -> None:
         """Carry messages and commits until nothing moves."""
@@ -660,10 +689,13 @@ class Daemon:
         protocol.check("client", "client", message)
         if message.kind == "stop":
             self._clients.send(session_id, Message("reply", {"req": message.fields["req"], "kind": "stop", "result": "ok"}))
-            self._out("stopping: a client asked for it")
-            for peer in self.neighbours.connected if self.node.is_serving else ():
-                self.neighbours.send(peer, Message("stop", {}))
-            self.stop(1 if self.offer.until_done else 0)
+            self._to_leader(Message("stop_all", {}))
+            self._stop_all()
+            return
+        if message.kind == "leave":
+            why_not = self.leave()
+            self._clients.send(session_id, Message("reply", {"req": message.fields["req"], "kind": "leave",
+                                                             "result": "refused" if why_not else "ok", "code": "cannot_leave", "text": why_not}))
             return
         if not self.node.is_serving:
             leader, address = self.neighbours.leader()
@@ -675,6 +707,13 @@ class Daemon:
             who = self._clients.identity(session_id)
             self.node.open_session(Session(session_id, "client", who.node_id, who.boot_id, who.name))
         self.node.step(session_id, message, self._now_ms())
+
+    def _stop_all(self) -> None:
+        """Stop, and where this node leads have all others stop too."""
+        self._out("stopping: a client asked for it")
+        for peer in self.neighbours.connected if self.node.is_serving else ():
+            self.neighbours.send(peer, Message("stop", {}))
+        self.stop(1 if self.offer.until_done else 0)
 
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}

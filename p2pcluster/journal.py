@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from p2pcluster import config
-from p2pcluster.core.log import COMMANDS, Entry
+from p2pcluster.core.log import COMMANDS, CONFIG, Entry
 from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
@@ -413,10 +413,11 @@ class Journal:
             return read_part(self._db, self.path, version, number, part)
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
-        """The log's entries above `after`, up to `bodies_after` without their bodies; they were checked when the journal was opened."""
+        """The log's entries above `after`; up to `bodies_after` only configurations have their bodies. They were checked when the journal
+        was opened."""
         with _sqlite_errors(self.path):
-            for row in self._db.execute("SELECT idx, term, at_ms, kind, CASE WHEN idx > ? THEN body ELSE x'' END FROM journal "
-                                        "WHERE idx > ? ORDER BY idx", (bodies_after, after)):
+            for row in self._db.execute("SELECT idx, term, at_ms, kind, CASE WHEN idx > ? OR kind = ? THEN body ELSE x'' END FROM journal "
+                                        "WHERE idx > ? ORDER BY idx", (bodies_after, CONFIG, after)):
                 yield Entry(*row)
 
     @property
@@ -847,6 +848,8 @@ def scan_for_damage(path: Path, marked: bool) -> bool:
     A last commit that is broken may never have been acknowledged: the power failed during it. Where there is a mark (`marked`), that
     is left to the mark, and true is returned; without one it is damage.
     """
+    if marked and path.exists() and not _begins_as_sqlite(path):
+        raise corrupt(path, "its first bytes are not those of an SQLite file")
     wal = path.with_name(path.name + "-wal")
     report = scan_wal(wal)
     while report.damaged and not (report.last_commit_only and marked):
@@ -855,6 +858,11 @@ def scan_for_damage(path: Path, marked: bool) -> bool:
             raise corrupt(path, report.damaged)
         report = again  # its node began the file anew while it was read
     return report.damaged is not None
+
+
+def _begins_as_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) in (b"", b"SQLite format 3\0")
 
 
 def read_bodies(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:

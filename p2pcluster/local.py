@@ -33,7 +33,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
 from p2pcluster.errors import ClusterError, WrongUsage
 from p2pcluster.values import DECODERS
-from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of
+from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, refuse_what_cannot_run
 
 _BATCH = 100  # values that a source puts at a time
 _STEP_MS = 10  # the clock's step while nothing happens
@@ -159,6 +159,7 @@ class _Run:
         self.out_dir = out_dir
         self.stack = stack
         self.manifest = pipeline.manifest()
+        refuse_what_cannot_run(self.manifest)
         self.records = {record["name"]: record for record in self.manifest["stages"]}
         self.queues = {record["name"]: record for record in self.manifest["queues"]}
         self.failures: dict[tuple[str, int], BaseException] = {}

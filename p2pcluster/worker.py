@@ -785,16 +785,21 @@ def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
 NOT_YET = {"batch": None, "rate": None, "every_s": None, "max_items": None, "concurrency": 1}
 
 
+def refuse_what_cannot_run(manifest: dict[str, Any]) -> None:
+    """Raise `ProjectError` for an option that is admitted and has no effect yet: without it items would be handled wrongly, and silently."""
+    for stage in manifest["stages"]:
+        for option, default in NOT_YET.items():
+            if stage[option] != default:
+                raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet: leave it out")
+
+
 def _print_manifest(folder: str, project: dict[str, Any]) -> int:
     """The child that tells a node what a project holds: one JSON line on the real standard output, whatever the module prints."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
         manifest = load_pipeline(folder, project).manifest()
-        for stage in manifest["stages"]:
-            for option, default in NOT_YET.items():
-                if stage[option] != default:
-                    raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet")
+        refuse_what_cannot_run(manifest)
         answer: dict[str, Any] = {"manifest": manifest}
     except ClusterError as error:
         answer = {"error": str(error), "code": error.code, "traceback": None}

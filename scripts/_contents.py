@@ -15,6 +15,7 @@ from typing import Any
 import _journal  # noqa: F401  (finds the package)
 from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.queues import Chunk, QueueState, Row, State
+from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.ranges import Range, RangeSet
 from p2pcluster.core.tables import TABLES
 
@@ -27,8 +28,10 @@ def contents_of(state: State, bodies: Bodies) -> Contents:
     contents: Contents = {("at", ()): (state.applied_idx, state.applied_term, state.at_ms, state.hash)}
     rows = state.all_rows()
     for table in TABLES:
-        if table not in ("chunks", "keys"):  # both are told queue by queue
+        if table not in ("chunks", "keys", "bundles"):  # the first two are told queue by queue
             contents |= {(table, key): values for key, values in rows[table].items()}
+    for key, part in state.bundles.items():  # not where in the log it came: a snapshot does not say
+        contents["bundles", key] = (part.parts, part.body_bytes, part.body_crc)
     for queue in state.queues.values():
         contents["items", (queue.name,)] = _items(queue, bodies)
     return contents
@@ -98,11 +101,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def digest(contents: Contents, meta: dict[str, Any], chain: bytes) -> str:
-    """One short text for all of it: two journals of which it is equal hold the same."""
-    bookkeeping = ("clean_", "commit_", "applied_", "sum_", "base_")
-    kept = {key: value for key, value in meta.items() if not key.startswith(bookkeeping)}
+def digest(contents: Contents, configuration: Configuration, meta: dict[str, Any], chain: bytes) -> str:
+    """One short text for all that is the cluster's: nodes that stand at the same entry have the same."""
+    own = ("clean_", "commit_", "applied_", "sum_", "base_", "configuration", "node_id", "term", "voted_for")
+    kept = {key: value for key, value in meta.items() if not key.startswith(own)}
     whole = hashlib.blake2b(chain, digest_size=8)
-    for part in (*sorted(kept.items()), *sorted(contents.items(), key=repr)):
+    for part in (configuration, *sorted(kept.items()), *sorted(contents.items(), key=repr)):
         whole.update(repr(part).encode())
     return whole.hexdigest()

@@ -26,6 +26,7 @@ from p2pcluster.core.messages import decode_configuration  # noqa: E402
 from p2pcluster.core.log import CONFIG  # noqa: E402
 from p2pcluster.core.queues import Chunk, QueueState, State  # noqa: E402
 from p2pcluster.core.quorum import Configuration  # noqa: E402
+from p2pcluster.core.snapshot import read_configuration  # noqa: E402
 from p2pcluster.errors import ClusterError, JournalCorrupt, JournalError, UnknownName  # noqa: E402
 from p2pcluster.journal import (  # noqa: E402
     JournalReader,
@@ -163,10 +164,10 @@ class View:
     def bodies(self, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
         return bodies_of(self.db, self.place.journal, queue, chunk)
 
-    def configuration(self) -> Configuration | None:
-        """The members with a copy as the log has them last, or None when it does not say."""
+    def configuration(self) -> Configuration:
+        """The members with a copy as the log has them last; empty on a node that has not joined."""
         row = self.db.execute("SELECT body FROM journal WHERE kind = ? ORDER BY idx DESC LIMIT 1", (CONFIG,)).fetchone()
-        return decode_configuration(row[0]) if row else None
+        return decode_configuration(row[0]) if row else read_configuration(self.reader.meta["configuration"])
 
 
 def bodies_of(db: sqlite3.Connection, path: Path, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:

@@ -2,9 +2,9 @@
 """What p2pcluster does per second here: `python scripts/bench.py [--quick] [--json] [--only CASE ...]`.
 
 A benchmark of real processes, not a test: it fails when items are missing, never because it is slow. The baseline, the
-standard library's `multiprocessing.managers` queues doing the same work, runs between the other cases, and ratios are of
-one run. Journals are written where TMPDIR says: name a folder on a real disk, since a disk in memory makes fsync free.
-Other work on the machine makes every figure worse; `machine.load` tells of it.
+standard library's `multiprocessing.managers` queues doing the same work, runs between the other cases, and ratios are
+of one run. Journals are written where TMPDIR says: name a folder on a real disk, since a disk in memory makes fsync
+free. Other work on the machine makes every figure worse; `machine.load` tells of it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Looked at: the write-ahead log, which SQLite would cut at the first bad frame wi
 check; the CRC of every row and the sums of the tables; the chain of the log and how it counts on; the mark beside the
 file; the log replayed by the core's own code and compared with the tables (all of it, where it goes back to the
 start, else what the tables lack); the bytes of every item that is not finished and of every bundle. The last word of
-the line that says "whole" stands for all of that: two journals in which it is equal hold the same.
+the line that says "whole" stands for all that the cluster has put there: a copy has the same one, and so has another
+node that stands at the same entry.
 
 Exit code 0: whole. 1: damaged, each problem in a line of its own with the first entry that is bad, if it is one of
 the log's. The file is never changed, and no value is ever loaded.
@@ -27,8 +28,11 @@ from typing import Any
 from _contents import Contents, contents_of, digest, first_difference, sizes_are_right
 from _journal import Place, bodies_of, connect, look_again, place_of, run, sqlite_errors
 from p2pcluster import journal
-from p2pcluster.core.log import KINDS, Entry
+from p2pcluster.core.log import CONFIG, KINDS, Entry
+from p2pcluster.core.messages import decode_configuration
 from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.quorum import Configuration
+from p2pcluster.core.snapshot import read_configuration
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import ClusterError, JournalCorrupt
 from p2pcluster.wal import scan_wal
@@ -242,7 +246,7 @@ class _Check:
         self._report.open = sum(queue.open_count for queue in queues)
         self._report.parked = sum(len(queue.parked) for queue in queues)
         self._report.queues = len(queues)
-        self._report.digest = digest(contents, meta, chain)
+        self._report.digest = digest(contents, replay.configuration, meta, chain)
 
 
 class _Replay:
@@ -257,6 +261,8 @@ class _Replay:
         self._anew = State(body_memory_bytes_max=0) if self.from_start else None
         self._applied_idx = meta["applied_idx"]
         self._compared: Contents | None = None
+        self.configuration = read_configuration(meta["configuration"])  # as of the tables, then of the log
+        self._logged: Configuration | None = None
 
     @property
     def state(self) -> State:
@@ -267,12 +273,22 @@ class _Replay:
         """The next entry. Raises `JournalCorrupt` where the log and the tables disagree."""
         if self._tables is None or entry.index > self.commit_idx:
             return
+        if entry.kind == CONFIG:
+            self._logged = decode_configuration(entry.body)
+        if entry.index >= self._applied_idx and self._logged is not None:
+            self._change_configuration(self._logged, entry.index)
         self._compared = None
         for state in (self._anew, self._tables):
             if state is not None and entry.index > state.applied_idx:
                 self._apply(state, entry)
         if entry.index == self._applied_idx:
             self._compare()
+
+    def _change_configuration(self, logged: Configuration, index: int) -> None:
+        if index == self._applied_idx and logged != self.configuration:
+            raise journal.corrupt(self._path, f"at entry {index} the configuration beside the tables is "
+                                              f"{self.configuration} and the log's is {logged}")
+        self.configuration = logged
 
     def _apply(self, state: State, entry: Entry) -> None:
         try:

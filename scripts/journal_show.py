@@ -222,7 +222,6 @@ def overview(shown: View) -> Record:
     """The journal in one object."""
     reader, state = shown.reader, shown.state
     meta = reader.meta
-    configuration = shown.configuration()
     return {
         "journal": str(shown.place.journal), "format": meta["format"], "node": meta.get("node_id"),
         "cluster": meta.get("cluster_name"), "cluster_id": meta.get("cluster_id"), "term": meta["term"],
@@ -230,7 +229,7 @@ def overview(shown: View) -> Record:
         "log": {"first": meta["base_idx"] + 1, "last": reader.last_index, "committed": reader.commit_index,
                 "tables_at": meta["applied_idx"], "bytes": reader.log_bytes},
         "closed_in_order": meta["clean_idx"] is not None, "state_hash": state.hash.hex(),
-        "configuration": None if configuration is None else _configuration(configuration),
+        "configuration": _configuration(shown.configuration()),
         "members": [{"node": node, **member} for node, member in sorted(state.members.items())],
         "pipelines": [{"name": p.name, "version": p.version, "run": p.run, "state": p.state, "params": p.params,
                        "origin": p.origin}
@@ -264,9 +263,9 @@ def overview_lines(found: Record) -> Iterator[str]:
     yield from (f"queue     {line}" for line in queue_lines(found["queues"]))
 
 
-def _voters(configuration: Record | None) -> str:
-    if configuration is None:
-        return "the log does not say: this node alone, or a configuration that was compacted away"
+def _voters(configuration: Record) -> str:
+    if not configuration["voters"]:
+        return "none: this node has not joined a cluster"
     old = f" (joint with {', '.join(configuration['voters_old'])})" if configuration["voters_old"] else ""
     return f"{', '.join(configuration['voters'])}{old}; learners {', '.join(configuration['learners']) or 'none'}"
 

@@ -114,9 +114,8 @@ def wait_for_work(node: Node) -> None:
         time.sleep(0.01)
 
 
-def kill_something(node: Node, chance: random.Random, kinds: list[str], counts: Counter[str]) -> None:
+def kill_something(node: Node, chance: random.Random, kind: str, counts: Counter[str]) -> None:
     """One kill; a node that was killed is checked and started again."""
-    kind = chance.choice(kinds)
     children = node.children() if node.is_running else {}
     if kind == "node" or not children:
         before = node.pid
@@ -133,17 +132,19 @@ def kill_something(node: Node, chance: random.Random, kinds: list[str], counts: 
 
 
 def soak(node: Node, chance: random.Random, kills: int, gap_s: float, kinds: list[str], timeout_s: float) -> Counter[str]:
-    """Kill `kills` times, about `gap_s` apart, while the run goes on; then let it end."""
+    """Kill `kills` times, each kind equally often, about `gap_s` apart, while the run goes on; then let it end."""
     counts: Counter[str] = Counter()
+    order = (kinds * kills)[:kills]
+    chance.shuffle(order)
     node.start()
     deadline_s = time.monotonic() + timeout_s
-    for _ in range(kills):
+    for kind in order:
         wait_for_work(node)
         time.sleep(chance.uniform(0.0, 2.0) * gap_s)
         if not node.is_running:
             print(f"the run ended after {sum(counts.values())} kills: give it more work")
             break
-        kill_something(node, chance, kinds, counts)
+        kill_something(node, chance, kind, counts)
     node.wait(max(1.0, deadline_s - time.monotonic()))
     check_journal(node.home)
     return counts

@@ -41,6 +41,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "on_done_ran": {"pipeline": (str,), "run": (int,)},
     "forget": {"producers": (list,)},
     "member": {"node": (str,), "name": (str,), "facts": (dict,)},
+    "member_left": {"node": (str,)},
 }
 
 

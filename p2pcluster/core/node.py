@@ -52,6 +52,7 @@ class Session:
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     has_reported: bool = False
+    is_leaving: bool = False
     windows: dict[str, int] = field(default_factory=dict)
     take_requests: dict[str, int] = field(default_factory=dict)
     service_us: dict[str, float] = field(default_factory=dict)
@@ -202,11 +203,12 @@ class Node:
         self.raft.step(message, now_ms)
         self._check_serving()
 
-    def hand_over(self) -> None:
-        """This node is about to stop: let the voter that has most of the log lead, so that there is no gap."""
+    def hand_over(self) -> bool:
+        """This node is about to go: let the voter that has most of the log lead, so that there is no gap. Whether there is one."""
         voters = [peer for peer in self.raft.peers() if peer.is_connected and peer.node_id in self.raft.configuration.voters]
         if self.raft.role is Role.LEADER and voters:
             self.raft.transfer_leadership(max(voters, key=lambda peer: peer.match_index).node_id)
+        return bool(voters)
 
     def take_outbox(self) -> list[Sent]:
         """What is to be sent to sessions, in order; empty afterwards."""
@@ -264,7 +266,7 @@ class Node:
         """Everything that came since the last entry becomes the next one: one fsync for all of it."""
         if self._propose_by_ms is None or self._propose_by_ms > self._now_ms:
             return
-        if self.raft.role is not Role.LEADER or self._out is not None:
+        if self.raft.role is not Role.LEADER or self.raft.is_transferring or self._out is not None:
             return
         self._propose_by_ms = None
         while self._pending:
@@ -665,7 +667,10 @@ class Node:
         self._outbox.append((session_id, Message("assigned", fields, blobs)))
 
     def _maybe_change_configuration(self) -> None:
-        """One step towards the voters and standbys that the members should be."""
+        """One step towards the voters and standbys that the members should be; whoever has left is told once it is out."""
+        for session in self.sessions.values():
+            if session.is_leaving and session.node not in self.raft.configuration.members and session.node not in self.state.members:
+                self._outbox.append((session.id, Message("left", {})))
         if not self.raft.can_change_configuration:
             return
         members = sorted(self.state.members)
@@ -732,6 +737,12 @@ class Node:
 
     def _on_node_project(self, session: Session, message: Message) -> None:
         self._on_client_project(session, message)
+
+    def _on_node_leave(self, session: Session, message: Message) -> None:
+        """The node goes for good. Until it has left the configuration it goes on holding its copy."""
+        self._propose(Message("member_left", {"node": session.node}))
+        session.is_leaving = True
+        self._next_plan_ms = 0
 
     def _on_node_seen(self, session: Session, message: Message) -> None:
         session.seen = message.fields["runs"]

@@ -321,6 +321,7 @@ class State:
             "on_done_ran": self._apply_on_done_ran,
             "forget": self._apply_forget,
             "member": self._apply_member,
+            "member_left": self._apply_member_left,
         }
 
     # ---- applying
@@ -856,6 +857,12 @@ class State:
         self.members[message.fields["node"]] = {"name": message.fields["name"], "facts": message.fields["facts"]}
         self._touch("members", message.fields["node"])
         return Outcome("member", "ok")
+
+    def _apply_member_left(self, message: Message, context: _Context) -> Outcome:
+        if self.members.pop(message.fields["node"], None) is None:
+            return Outcome("member_left", "already")
+        self._touch("members", message.fields["node"])
+        return Outcome("member_left", "ok")
 
     # ---- done
 

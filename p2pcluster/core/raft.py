@@ -263,6 +263,11 @@ class Raft:
         )
 
     @property
+    def is_transferring(self) -> bool:
+        """Whether this leader is handing over: it proposes nothing meanwhile."""
+        return self._transfer_to is not None
+
+    @property
     def has_committed_in_term(self) -> bool:
         """Whether this leader knows everything that was committed before it (raft 8)."""
         return self.role is Role.LEADER and self.commit_index >= self._term_start_index

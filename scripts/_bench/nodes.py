@@ -62,8 +62,12 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what would name another cluster, and with this package to be found."""
+    """This process's, with this package to be found, and without what would name another cluster.
+
+    Nor without byte code: each process would compile every module anew, which is no user's start.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PCLUSTER_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 

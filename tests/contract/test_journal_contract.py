@@ -15,7 +15,7 @@ from p2pcluster import config
 from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
-from p2pcluster.core.log import COMMANDS, NOOP, Entry
+from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
@@ -80,13 +80,15 @@ def test_a_vote_is_kept_without_any_entry(store: Store) -> None:
 
 
 def test_entries_come_back_as_they_were_written(node: SoleVoter) -> None:
-    entries = (Entry(2, 1, 20, NOOP, b""), Entry(3, 2, 20, COMMANDS, memoryview(entry_body([put("p/in", 1, b"x")]))))
+    body = memoryview(entry_body([put("p/in", 1, b"x")]))
+    entries = (Entry(2, 1, 20, NOOP, b""), Entry(3, 2, 20, COMMANDS, body), Entry(4, 2, 21, CONFIG, b"who votes"))
     node.write(Write(entries, sole_voter=True))
     node.crash()
     found = list(node.journal.entries(1))
     assert [(e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in found] == [
         (e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in entries]
-    assert [bytes(e.body) for e in node.journal.entries(0, bodies_after=2)] == [b"", b"", bytes(entries[1].body)]
+    assert [bytes(e.body) for e in node.journal.entries(1, bodies_after=2)] == [b"", bytes(body), b"who votes"]
+    assert [bytes(e.body) for e in node.journal.entries(1, bodies_after=4)] == [b"", b"", b"who votes"], "of a configuration the body too"
 
 
 def test_writing_goes_on_after_an_end_in_order_and_after_a_crash(node: SoleVoter) -> None:
@@ -117,6 +119,14 @@ def test_a_commit_index_that_comes_alone_is_kept(node: SoleVoter) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")]), commit_index=1))
     node.journal.write(Write(commit_index=2))
     node.journal.write(Write(commit_index=1))  # late: nothing is taken back
+    node.crash()
+    assert (node.recovered.commit_index, node.values("p/in")) == (2, [b"one"])
+
+
+def test_what_a_lone_voter_has_committed_stays_committed_when_there_are_more(node: SoleVoter) -> None:
+    """Its last entry is committed by being durable, and Raft counts it only later."""
+    node.commit(put("p/in", 1, b"one"))
+    node.journal.write(Write(node.entries([put("p/in", 2, b"two")]), commit_index=1))
     node.crash()
     assert (node.recovered.commit_index, node.values("p/in")) == (2, [b"one"])
 

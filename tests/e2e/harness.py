@@ -170,6 +170,8 @@ class Site:
         self.key_file = folder / "key"
         self.port = free_port()
         self.nodes: list[NodeProcess] = []
+        self.key_file.write_text("the key of a test\n")  # a node without one would first look for others who have it
+        self.key_file.chmod(0o600)
 
     # ---- files
 
@@ -240,6 +242,11 @@ class Site:
                 node.kill()
 
     # ---- asking
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a node here says where it listens."""
+        return (self.home / "address.json").exists()
 
     def connect(self, pipeline: str | None = None, timeout_s: float = 10.0) -> Cluster:
         return connect(pipeline, home=self.home, authkey_file=self.key_file, timeout_s=timeout_s)

@@ -299,8 +299,6 @@ def _ready(cluster: Cluster, pipeline: str, queue: str) -> int:
 
 
 def test_no_node_here(site: Site) -> None:
-    site.key_file.write_text("a key\n")
-    site.key_file.chmod(0o600)
     with pytest.raises(ClusterNotFound, match="start one with python -m p2pcluster"):
         site.connect(timeout_s=0.3)
 
@@ -310,25 +308,12 @@ def test_a_node_is_found_by_its_address_too(echo: Site) -> None:
         assert cluster.status()["cluster"]["name"] == "default"
 
 
-def test_a_put_while_the_node_is_away_waits_for_it_and_is_put_once(site: Site) -> None:
-    site.hands()
-    site.deploy(ECHO)
-    with site.connect("echo", timeout_s=30) as cluster:
-        cluster.put("in", 0)
-        site.nodes[-1].kill()
-        again = threading.Timer(0.3, site.hands)
-        again.start()
-        cluster.put("in", 1)
-        again.join()
-        assert sorted(_feed_to_the_end(cluster)) == [0, 1]
-
-
 def test_a_node_that_is_killed_in_the_middle_of_puts_has_each_once(site: Site) -> None:
     """The connection is lost at some moment of a stream of puts, several times; no put fails and none is doubled."""
     site.hands()
     site.deploy(ECHO)
-    count = 600
-    reached = [threading.Event() for _ in range(3)]
+    count = 400
+    reached = [threading.Event() for _ in range(2)]
 
     def kill_and_start() -> None:
         for event in reached:
@@ -340,11 +325,11 @@ def test_a_node_that_is_killed_in_the_middle_of_puts_has_each_once(site: Site) -
     killer.start()
     with site.connect("echo", timeout_s=30) as cluster:
         for number in range(count):
-            if number % 150 == 100 and number // 150 < 3:
-                reached[number // 150].set()
+            if number in (100, 250):
+                reached[number // 200].set()
             cluster.put("in", number)
         killer.join()
-        assert len(site.nodes) == 4
+        assert len(site.nodes) == 3
         assert sorted(_feed_to_the_end(cluster)) == list(range(count))
 
 

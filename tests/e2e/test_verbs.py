@@ -40,8 +40,6 @@ def printed(lines: list[str]) -> list[str]:
 def orphan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     """A verb where no node is: it looks for one for a while, so it does that beside the other tests."""
     made = Site(tmp_path_factory.mktemp("orphan"))
-    made.key_file.write_text("a key\n")
-    made.key_file.chmod(0o600)
     yield made.start("status")
     made.close()
 
@@ -49,22 +47,17 @@ def orphan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
 # ---- run
 
 
-def test_run_until_done_prints_what_stages_print_and_exits_0_and_a_done_run_exits_at_once(site: Site) -> None:
+def test_run_until_done_prints_what_stages_print_and_exits_0_and_again_starts_the_next_run(site: Site) -> None:
     project = site.project(SQUARES)
     done = site.do("run", "--until-done", cwd=project)
     assert (done.code, done.err) == (0, "")
     assert printed(done.lines) == PRINTED
     assert f"home {site.home}" in done.lines[0]
     assert done.lines[-1].startswith("squares: run 1 done in ")
-    again = site.do("run", project, "--until-done")
-    assert again.code == 0
-    assert "squares: run 1 is done; --again starts the next one" in again.lines
-    assert printed(again.lines) == []
-
-
-def test_again_starts_the_next_run(site: Site) -> None:
-    project = site.project(SQUARES)
-    assert site.do("run", project, "--until-done", "--again").code == 0
+    same = site.do("run", project, "--until-done")
+    assert same.code == 0
+    assert "squares: run 1 is done; --again starts the next one" in same.lines
+    assert printed(same.lines) == []
     second = site.do("run", project, "--until-done", "--again")
     assert second.code == 0
     assert printed(second.lines) == PRINTED
@@ -240,6 +233,13 @@ def test_put_results_parked_retry_and_close(inverses: Site) -> None:
     assert inverses.do("results", "Invert").out == ""
 
 
+def test_the_journal_is_plain_sqlite_for_whoever_looks_while_the_node_runs(inverses: Site) -> None:
+    database = sqlite3.connect(f"{inverses.journal.as_uri()}?mode=ro", uri=True)
+    names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    database.close()
+    assert names >= {"meta", "journal", "queues", "chunks", "leases", "keys", "parked", "producers", "projects", "members"}
+
+
 def test_discard_asks_first(inverses: Site) -> None:
     done = inverses.do("discard", "numbers")
     assert done.code == 2
@@ -327,7 +327,7 @@ def test_stop_ends_the_node_in_order(site: Site) -> None:
 def test_a_backup_under_load_is_restored_and_goes_on_from_there(site: Site) -> None:
     project = site.project(VERSION, helper="MARK = 1")
     node = site.start("run", project)
-    wait_for(lambda: _is_up(site) and _marked(site) >= 50, "some are done")
+    wait_for(lambda: site.is_up and _marked(site) >= 50, "some are done")
     done = site.do("backup", site.folder / "copy.sqlite3")
     assert done.code == 0
     assert "copy.sqlite3: the journal up to entry " in done.out
@@ -353,6 +353,7 @@ def test_a_backup_where_there_is_no_journal(site: Site) -> None:
 
 
 def test_the_key_is_shown_and_set(site: Site) -> None:
+    site.key_file.unlink()
     shown = site.do("key")
     assert shown.code == 1
     assert "there is no key" in shown.the_error()
@@ -366,14 +367,11 @@ def test_the_key_is_shown_and_set(site: Site) -> None:
     assert site.do("key").out == "a key of mine\n"
 
 
-def test_a_node_makes_a_key_where_there_is_none(site: Site) -> None:
-    site.hands()
+def test_a_folder_without_a_project_gives_a_pair_of_hands_and_a_node_without_a_key_makes_one(site: Site) -> None:
+    site.key_file.unlink()
+    site.hands().wait_for_line("no project here: this node works for the cluster's pipelines")
     assert site.key_file.stat().st_mode & 0o777 == 0o600
     assert len(site.do("key").out.strip()) == 64
-
-
-def test_a_folder_without_a_project_gives_a_pair_of_hands_and_says_so(site: Site) -> None:
-    site.hands().wait_for_line("no project here: this node works for the cluster's pipelines")
 
 
 # ---- new versions
@@ -401,7 +399,7 @@ pipeline = Pipeline("versions", Numbers >> Mark)
 def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_item(site: Site) -> None:
     project = site.project(VERSION, helper="MARK = 'old'")
     node = site.start("run", project)
-    wait_for(lambda: _is_up(site) and _marked(site) >= 20, "some are done by the old version")
+    wait_for(lambda: site.is_up and _marked(site) >= 20, "some are done by the old version")
     project = site.project(VERSION, helper="MARK = 'new'")
     done = site.do("deploy", project)
     assert done.code == 0
@@ -418,10 +416,6 @@ def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_i
     assert node.is_running
     same = site.do("deploy", project)
     assert (same.code, "is deployed already" in same.out) == (0, True)
-
-
-def _is_up(site: Site) -> bool:
-    return (site.home / "address.json").exists()
 
 
 def _marked(site: Site) -> int:
@@ -499,22 +493,20 @@ pipeline = Pipeline("slow", Numbers >> Print)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site, name: str) -> None:
-    node = site.start("run", site.project(SLOW))
-    node.wait_for_line("Print | began 0")
-    node.signal(getattr(signal, name))
-    node.wait_for_line("what runs may finish")
-    site.out("slow").joinpath("0.open").touch()
-    done = node.finished()
-    assert (done.code, done.err) == (0, "")
-    assert "Print | ended 0" in done.lines
-    assert "Print | began 1" not in done.lines
-    for x in (1, 2):
-        site.out("slow").joinpath(f"{x}.open").touch()
-    rest = site.do("run", "project", "--until-done")
-    assert rest.code == 0
-    assert printed(rest.lines) == ["Print | began 1", "Print | began 2", "Print | ended 1", "Print | ended 2"]
+def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site) -> None:
+    """One node after another gets its signal while it is at the next item."""
+    project = site.project(SLOW)
+    for x, (number, words, code) in enumerate([(signal.SIGINT, [], 0), (signal.SIGTERM, ["--until-done"], 1), (signal.SIGHUP, [], 0)]):
+        node = site.start("run", project, *words)
+        node.wait_for_line(f"Print | began {x}")
+        node.signal(number)
+        node.wait_for_line("what runs may finish")
+        (site.out("slow") / f"{x}.open").touch()
+        done = node.finished()
+        assert (done.code, done.err) == (code, ""), "a run that was to be done and is not is an error"
+        assert printed(done.lines) == [f"Print | began {x}", f"Print | ended {x}"]
+    done = site.do("run", project, "--until-done")
+    assert (done.code, printed(done.lines)) == (0, []), "nothing was left to do, and nothing ran twice"
 
 
 POLL = HEAD + """
@@ -559,23 +551,6 @@ def test_what_a_function_source_returned_survives_a_new_version_and_a_stop_in_or
     with site.connect("polling") as cluster:
         cluster.wait(30)
         assert sorted(cluster.results("Same")) == list(range(polled))
-
-
-def test_a_run_until_done_that_is_stopped_before_it_is_done_exits_1(site: Site) -> None:
-    node = site.start("run", site.project(SLOW), "--until-done")
-    node.wait_for_line("Print | began 0")
-    node.signal(signal.SIGTERM)
-    site.out("slow").joinpath("0.open").touch()
-    assert node.wait_for_exit() == 1
-
-
-def test_a_journal_is_plain_sqlite(site: Site) -> None:
-    """People may look into it with a SQL shell while the node runs."""
-    site.start("run", site.project(NUMBERS)).wait_for_line("run 1 starts")
-    with sqlite3.connect(f"{site.journal.as_uri()}?mode=ro", uri=True) as database:
-        names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    database.close()
-    assert names >= {"meta", "journal", "queues", "chunks", "leases", "keys", "parked", "producers", "projects", "members"}
 
 
 def test_help_shows_every_verb_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

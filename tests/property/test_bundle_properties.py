@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from p2pcluster.bundle import Bundle, Limits, changed_files, find_project, pack, unpack, version_of
 from p2pcluster.errors import BundleRejected, ProjectError
 
-deterministic = settings(deadline=None, derandomize=True, max_examples=100)
+deterministic = settings(deadline=None, derandomize=True, max_examples=60)
 
 HOSTILE_PARTS = [
     *("..", ".", "...", ".. ", "a.", "a ", "A", "a", "C:", "c:x", "a\\b", "..\\x", "NUL", "aux.py", "com1 .t", "~"),
@@ -299,7 +299,7 @@ def test_honest_entries_are_unpacked(entries: list[Hostile]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@deterministic
+@settings(deterministic, max_examples=300)
 @given(
     st.lists(honest_entries, unique_by=lambda entry: entry.name, max_size=3),
     st.lists(st.one_of(slips, special), min_size=1, max_size=2) | st.lists(duplicates, min_size=2, max_size=3),

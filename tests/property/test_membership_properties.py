@@ -524,9 +524,9 @@ def some_fail(checks: list[Callable[[], object]]) -> bool:
 
 
 SPREADS = (0.0, 0.2, 1.0, 3.0)
+PROMISED = [promised(seed, 2 + seed % 5, WINDOWS_MS[seed % 2], SPREADS[seed % 4]) for seed in range(40)]
 ONE_FOUNDER: list[Callable[[], object]] = [
-    lambda setting=promised(seed, 2 + seed % 5, WINDOWS_MS[seed % 2], SPREADS[seed % 4]): check_one_founder(setting)  # type: ignore[misc]
-    for seed in range(40)
+    lambda setting=setting: check_one_founder(setting) for setting in PROMISED  # type: ignore[misc]
 ]
 HEALING: list[Callable[[], object]] = [
     lambda seed=seed: check_no_two_once_they_hear(unreliable(seed)) for seed in range(40)  # type: ignore[misc]

@@ -203,9 +203,10 @@ def wrap(monkeypatch: Patch, owner: type, name: str, after: Callable[..., Any]) 
 def due_items_vanish(m: Patch) -> None:
     def due(state: State, message: Message, context: Any) -> Outcome:
         queue = state.queues.get(message.fields["queue"])
-        for item_id in sorted(set(message.fields["ids"]) & set(queue.delayed)) if queue else []:
-            del queue.delayed[item_id]
-            state._finish(queue, item_id, item_id + 1)
+        if queue is not None:
+            for item_id in sorted(set(message.fields["ids"]) & set(queue.delayed)):
+                del queue.delayed[item_id]
+                state._finish(queue, item_id, item_id + 1)
         return state._apply_due(message, context)
 
     handle(m, "due", due)
@@ -472,8 +473,8 @@ def bodies_are_joined_backwards(m: Patch) -> None:
 
     def backwards(state: State, queue: QueueState, chunks: list[Chunk]) -> None:
         bodies = [(chunk.lengths, chunk.body) for chunk in chunks]
-        for chunk, (chunk.lengths, chunk.body) in zip(chunks, reversed(bodies), strict=True):
-            pass
+        for chunk, body in zip(chunks, reversed(bodies), strict=True):
+            chunk.lengths, chunk.body = body
         join(state, queue, chunks)
 
     m.setattr(State, "_join", backwards)

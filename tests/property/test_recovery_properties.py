@@ -92,9 +92,14 @@ class Life:
         hard_state = truncate_from = None
         if self.random.random() < 0.1:
             hard_state = HardState(self.hard_state.term + 1, self.random.choice([None, "n1"]))
-        commit = len(self.entries) if self.sole else self.random.randint(self.commit, len(self.entries))
-        if not self.sole and commit < len(self.entries) and self.random.random() < 0.3:
-            truncate_from = self.random.randint(commit + 1, len(self.entries))
+        if self.random.random() < 0.1:
+            self.sole = not self.sole
+            self.commit = len(self.entries) if self.sole else self.commit
+        # Raft may be late to count what a lone voter has committed by writing it.
+        commit = len(self.entries) if self.sole else self.random.randint(max(0, self.commit - 1), len(self.entries))
+        known = max(commit, self.commit)
+        if not self.sole and known < len(self.entries) and self.random.random() < 0.3:
+            truncate_from = self.random.randint(known + 1, len(self.entries))
             del self.entries[truncate_from - 1 :]
         checkpoint = checkpoint_of(self.state) if self.random.random() < 0.3 else None
         compact = (self.commit + 1, self.random.choice([50, 400, 1 << 20])) if self.random.random() < 0.4 else None
@@ -125,7 +130,7 @@ class Life:
     def _note_durable(self, write: Write) -> None:
         self.entries += write.entries
         self.hard_state = write.hard_state or self.hard_state
-        self.commit = len(self.entries) if self.sole else write.commit_index
+        self.commit = len(self.entries) if write.sole_voter else max(self.commit, write.commit_index)
 
     def _apply_through(self, commit: int) -> None:
         for entry in self.entries[self.state.applied_idx : commit]:

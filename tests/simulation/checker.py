@@ -18,7 +18,7 @@ from p2pcluster.core.commands import decode_commands
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.messages import AppendReply, PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, decode_configuration
 from p2pcluster.core.node import Grant
-from p2pcluster.core.queues import Chunk, Outcome, State
+from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
 from p2pcluster.core.quorum import Configuration, has_majority
 from p2pcluster.core.raft import Ready, Role
 from p2pcluster.core.ranges import Fence
@@ -109,25 +109,15 @@ class Ledger(Model):
         return sum(1 for item in self.queues[queue].items.values() if item.state in OPEN)
 
 
-class Checker:
-    """See the module."""
+class Facts:
+    """What is known of one cluster: its log, and who led it."""
 
     def __init__(self) -> None:
-        self.machines: list[Machine] = []
         self.ledger = Ledger()
-        self.ran: Counter[tuple[str, int]] = Counter()
         self.leader_of: dict[int, str] = {}
-        self.vote_of: dict[tuple[str, int], str] = {}
         self.entry_at: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.committed: dict[int, tuple[int, int]] = {}  # the entry's term, and the term in which it was committed
         self.commit_index = 0
-        self.cluster_of: dict[str, str] = {}
-        self.elections = 0
-        self._seen: dict[str, tuple[int, int, int]] = {}
-        self._told_term: dict[str, int] = {}
-        self._told_entries: dict[str, tuple[int, int]] = {}
-        self._led: set[tuple[str, int]] = set()
-        self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
         self.configuration_at: dict[tuple[int, int], Configuration] = {}  # by index and term of its entry
 
     def found(self, entries: tuple[Entry, ...], configuration: Configuration) -> None:
@@ -139,12 +129,43 @@ class Checker:
             self.commit_index = entry.index
             self.ledger.take_in(entry)
 
+
+class Checker:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.machines: list[Machine] = []
+        self.clusters: dict[str | None, Facts] = {}
+        self.main_id: str | None = None  # the cluster that the work is for
+        self.ran: Counter[tuple[str, int]] = Counter()
+        self.vote_of: dict[tuple[str, int], str] = {}
+        self.cluster_of: dict[str, str] = {}
+        self.elections = 0
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._told_term: dict[str, int] = {}
+        self._told_entries: dict[str, tuple[int, int]] = {}
+        self._led: set[tuple[str, int]] = set()
+        self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
+
+    def of(self, life: Life) -> Facts:
+        """What is known of the life's cluster."""
+        return self.clusters.setdefault(life.cluster_id, Facts())
+
+    def found(self, cluster_id: str, entries: tuple[Entry, ...], configuration: Configuration) -> None:
+        """There is a cluster; the first one is that for which the work is."""
+        self.main_id = self.main_id or cluster_id
+        self.clusters.setdefault(cluster_id, Facts()).found(entries, configuration)
+
+    @property
+    def main(self) -> Facts:
+        return self.clusters.setdefault(self.main_id, Facts())
+
     def configurations(self) -> set[Configuration]:
         """Those that are in force somewhere, or may be again: the last committed one, and what lies above it in any log."""
-        known = self.configuration_at
-        last = max((at for at, term in known if self.committed.get(at, (-1, 0))[0] == term), default=0)
-        found = {configuration for (at, term), configuration in known.items() if at == last and (
-            not at or self.committed[at][0] == term)}
+        known, committed = self.main.configuration_at, self.main.committed
+        last = max((at for at, term in known if committed.get(at, (-1, 0))[0] == term), default=0)
+        found = {configuration for (at, term), configuration in known.items()
+                 if at == last and committed.get(at, (0, 0))[0] == term}
         for (at, term), configuration in known.items():
             if at > last and any(machine.disk.durable.terms.get(at) == term for machine in self.machines):
                 found.add(configuration)
@@ -168,22 +189,24 @@ class Checker:
         index, term = self._told_entries.get(node_id, (0, 0))
         require(index <= raft.log.base_index or raft.log.holds(index, term),
                 f"{life.name} acknowledged entry {index} of term {term} and lost it")
-        self.look_at_entries(raft.log, list(life.journal.entries(raft.log.base_index)))
+        self.look_at_entries(life, list(life.journal.entries(raft.log.base_index)))
         self._seen[node_id] = (raft.term, raft.commit_index, life.machine.starts)
         self._commit(life, is_recovered=True)
         self._recovered_state(life, recovered)
 
     def _recovered_state(self, life: Life, recovered: Recovered) -> None:
         state = recovered.state
+        ledger = self.of(life).ledger
         for entry in life.journal.entries(recovered.base_index):
-            if self.ledger.index < entry.index <= state.applied_idx:
-                self.ledger.take_in(entry)
+            if ledger.index < entry.index <= state.applied_idx:
+                ledger.take_in(entry)
         self.look_at_state(life, state)
 
     def joined(self, life: Life) -> None:
         self._belongs(life)
         if life.node.raft.configuration.voters:
-            self.found((), life.node.raft.configuration)
+            assert life.cluster_id is not None
+            self.found(life.cluster_id, (), life.node.raft.configuration)
 
     def _belongs(self, life: Life) -> None:
         cluster_id = life.cluster_id
@@ -206,8 +229,7 @@ class Checker:
         self._seen[node_id] = (raft.term, raft.commit_index, life.machine.starts)
         if raft.role is Role.LEADER:
             self._look_at_leader(life)
-        if raft.commit_index > self.commit_index:
-            self._commit(life, is_recovered=False)
+        self._commit(life, is_recovered=False)
         self._look_at_executor(life)
         self._look_at_members(life)
 
@@ -218,24 +240,25 @@ class Checker:
         self._led.add((life.node_id, raft.term))
         self.elections += 1
         life.world.mark(life.name, "leads term", raft.term)
-        first = self.leader_of.setdefault(raft.term, life.node_id)
+        facts = self.of(life)
+        first = facts.leader_of.setdefault(raft.term, life.node_id)
         require(first == life.node_id, f"election safety: {first} and {life.node_id} both lead term {raft.term}")
         stored = life.machine.disk.durable.hard_state
         require((stored.term, stored.voted_for) == (raft.term, life.node_id),
                 f"{life.name} leads term {raft.term} and its own vote is not durable: {stored}")
-        for index, (term, committed_in) in self.committed.items():
+        for index, (term, committed_in) in facts.committed.items():
             held = index <= raft.log.base_index or raft.log.holds(index, term) or raft.term < committed_in
             require(held, f"leader completeness: {life.name} leads term {raft.term} without the committed entry {index}")
 
     def _commit(self, life: Life, is_recovered: bool) -> None:
         """The node is the first to know of these commits: a majority holds them on its disks."""
-        raft = life.node.raft
+        raft, facts = life.node.raft, self.of(life)
         index = raft.commit_index
-        if index <= self.commit_index:
+        if index <= facts.commit_index:
             return
-        for newly in range(max(self.commit_index, raft.log.base_index - 1) + 1, index + 1):
-            self.committed[newly] = (raft.log.term(newly), raft.term)
-        self.commit_index = index
+        for newly in range(max(facts.commit_index, raft.log.base_index - 1) + 1, index + 1):
+            facts.committed[newly] = (raft.log.term(newly), raft.term)
+        facts.commit_index = index
         term = raft.log.term(index)
         holders = {machine.node_id for machine in self.machines
                    if machine.node_id is not None and machine.disk.durable.holds(index, term)}
@@ -291,16 +314,17 @@ class Checker:
                 del self._told_entries[life.node_id]
             require(ready.truncate_from > life.machine.disk.durable.commit_index,
                     f"{life.name} cuts off entry {ready.truncate_from}, which is committed")
-        self.look_at_entries(life.node.raft.log, ready.entries)
+        self.look_at_entries(life, ready.entries)
 
-    def look_at_entries(self, log: Any, entries: Iterable[Entry]) -> None:
+    def look_at_entries(self, life: Life, entries: Iterable[Entry]) -> None:
         """Log matching: an index and a term name one entry, with one history."""
+        facts, log = self.of(life), life.node.raft.log
         for entry in entries:
             fact = (hashlib.blake2b(bytes(entry.body), digest_size=8).digest(), log.term(entry.index - 1))
-            first = self.entry_at.setdefault((entry.index, entry.term), fact)
+            first = facts.entry_at.setdefault((entry.index, entry.term), fact)
             require(first == fact, f"log matching: two entries {entry.index} of term {entry.term}")
-            if entry.kind == CONFIG and entry.body:
-                self.configuration_at[(entry.index, entry.term)] = decode_configuration(entry.body)
+            if entry.kind == CONFIG:
+                facts.configuration_at[(entry.index, entry.term)] = decode_configuration(entry.body)
 
     # ---- states
 
@@ -327,31 +351,33 @@ class Checker:
         state.skip = skip  # type: ignore[method-assign]
 
     def _applied(self, life: Life, state: State, entry: Entry, outcomes: list[Outcome]) -> None:
-        committed = self.committed.get(entry.index)
+        facts = self.of(life)
+        ledger = facts.ledger
+        committed = facts.committed.get(entry.index)
         require(committed is not None and committed[0] == entry.term,
                 f"{life.name} applies entry {entry.index} of term {entry.term}, which nobody has committed")
-        is_first = entry.index > self.ledger.index
-        if is_first:
-            self.ledger.take_in(entry)
-        require(said(outcomes) == self.ledger.said.get(entry.index, []),
-                f"{life.name}, entry {entry.index}: {said(outcomes)} came out instead of"
-                f" {self.ledger.said.get(entry.index)}")
+        if entry.index > ledger.index:
+            ledger.take_in(entry)
+        expected = ledger.said.get(entry.index, [])
+        require(said(outcomes) == expected,
+                f"{life.name}, entry {entry.index}: {said(outcomes)} came out instead of {expected}")
         self.look_at_state(life, state)
 
     def look_at_state(self, life: Life, state: State) -> None:
         """The state has moved."""
-        index = state.applied_idx
-        require(state.hash == self.ledger.hashes.get(index),
+        index, ledger = state.applied_idx, self.of(life).ledger
+        require(state.hash == ledger.hashes.get(index),
                 f"{life.name}: the state's hash at entry {index} is not what its outcomes make")
         for queue in state.queues.values():
-            self._look_at_books(life, state, queue)
-        if index == self.ledger.index and index % COMPARED_EVERY == 0:
+            self._look_at_books(life, ledger, state, queue)
+        if index == ledger.index and index % COMPARED_EVERY == 0:
             self.compare(life, state)
 
-    def _look_at_books(self, life: Life, state: State, queue: Any) -> None:
-        at_end = state.applied_idx == self.ledger.index
+    @staticmethod
+    def _look_at_books(life: Life, ledger: Ledger, state: State, queue: QueueState) -> None:
+        at_end = state.applied_idx == ledger.index
         open_and_over = queue.open_count + queue.done + len(queue.parked)
-        discarded = self.ledger.discarded[queue.name]
+        discarded = ledger.discarded[queue.name]
         if at_end or not discarded:
             require(queue.put == open_and_over + discarded,
                     f"{life.name}: of {queue.put} items put in {queue.name}, {queue.open_count} are open, {queue.done} done,"
@@ -366,7 +392,7 @@ class Checker:
             return life.journal.read_bodies(queue, chunk)
 
         try:
-            compare(state, self.ledger, bodies)
+            compare(state, self.of(life).ledger, bodies)
         except Violation:
             raise
         except AssertionError as error:
@@ -404,10 +430,10 @@ class Checker:
         fields = asked.fields
         if asked.kind == "put":
             key, epoch, seq = fields["producer"]
-            producer = self.ledger.producers.get(key)
+            producer = self.main.ledger.producers.get(key)
             require(producer is not None and producer.seq >= seq, f"an acknowledged put is lost: {key} {seq}")
         elif asked.kind == "done":
-            queue = self.ledger.queues[fields["queue"]]
+            queue = self.main.ledger.queues[fields["queue"]]
             for lo, hi in fields["ranges"]:
                 for item_id in range(lo, hi):
                     require(queue.items[item_id].state in ("done", "parked", "discarded"),
@@ -416,7 +442,7 @@ class Checker:
     def began(self, process: SimStage, item_id: int, value: bytes) -> None:
         """A process runs an item: with the bytes that were put."""
         name = f"{pipeline.NAME}/{process.life._reads(process)}"
-        item = self.ledger.queues[name].items.get(item_id)
+        item = self.main.ledger.queues[name].items.get(item_id)
         require(item is not None, f"{process.life.name} runs {name}:{item_id}, which was never put")
         assert item is not None
         require(item.body == value, f"{process.life.name} runs {name}:{item_id} with {value!r}, and {item.body!r} was put")

@@ -44,7 +44,9 @@ class Client:
 
     def _connect(self) -> None:
         known = [machine for machine in self.machines if machine.number == self._hint]
-        target = known[0] if known else self.world.random.choice(self.machines)
+        main_id = self.checker.main_id
+        inside = [machine for machine in self.machines if machine.life is None or machine.life.cluster_id == main_id]
+        target = known[0] if known else self.world.random.choice(inside or self.machines)
         self._hint = None
         self._connections += 1
         end = End(self, self.network)  # type: ignore[arg-type]

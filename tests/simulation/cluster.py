@@ -122,7 +122,7 @@ class Simulation:
                 configuration=Configuration(tuple(ids))))
             machine.node_id = node_id
             self.checker.cluster_of[node_id] = "c1"
-        self.checker.found(entries, Configuration(tuple(ids)))
+        self.checker.found("c1", entries, Configuration(tuple(ids)))
         for machine in voters:
             machine.disk.crash()
 
@@ -177,7 +177,7 @@ class Simulation:
         """Those that somebody goes by, or may go by again."""
         found: set[Configuration] = set()
         for machine in self.machines:
-            if machine.life is not None:
+            if machine.life is not None and machine.life.cluster_id == self.checker.main_id:
                 found.update(configuration for _, configuration in machine.life.node.raft._configurations)
         found |= self.checker.configurations()
         return [configuration for configuration in found if configuration.voters]
@@ -202,7 +202,9 @@ class Simulation:
         raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
 
     def _well_lives(self) -> list[Life]:
-        return [machine.life for machine in self.machines if machine.life is not None and not machine.is_gone]
+        """Those of the cluster that the work is for."""
+        lives = [machine.life for machine in self.machines if machine.life is not None and not machine.is_gone]
+        return [life for life in lives if life.cluster_id == self.checker.main_id]
 
     def _why_not_over(self) -> str | None:
         """What has not come to its end, None when all has."""
@@ -248,7 +250,7 @@ class Simulation:
 
     def _check_values(self) -> None:
         """Each value that was put or emitted is in each queue once, and what became of it is there."""
-        queues = self.checker.ledger.queues
+        queues = self.checker.main.ledger.queues
         expected = Counter(value for producer in self.producers for value in producer.put)
         found = Counter(item.body for item in queues[f"{pipeline.NAME}/in"].items.values())
         keyed = {value for value, count in found.items() if count != expected[value]}
@@ -263,7 +265,7 @@ class Simulation:
 
     def _check_outputs(self, name: str, stage: str) -> None:
         """What is done has its outputs, and what has outputs is done."""
-        queues = self.checker.ledger.queues
+        queues = self.checker.main.ledger.queues
         record = next(record for record in pipeline.MANIFEST["stages"] if record["name"] == stage)
         done = [item.body for item in queues[name].items.values() if item.state == "done"]
         for number, port in enumerate(record["ports"]):
@@ -414,7 +416,7 @@ def run(options: Options, says: Callable[[str], None] | None = None) -> Outcome:
     assert simulation is not None
     world, checker = simulation.world, simulation.checker
     return Outcome(options, world.fingerprint, world.events, world.now_ms, simulation.crashes, checker.elections,
-                   checker.ledger.index, error)
+                   checker.main.ledger.index, error)
 
 
 if __name__ == "__main__":

@@ -768,10 +768,11 @@ class Life:
         """What `stream.start_dial` gives: a connection that is on its way."""
         end = End(self, self.network)
         self._ends.append(end)
-        for other in self.machine.others:
-            if other.number == number_of(host) and not self.network.is_cut("tcp", self.machine.number, other.number):
-                identity = self.identity()
-                self.world.after(self.network.delay_ms(), lambda: other.receive_dial(end, identity))
+        number = number_of(host)
+        (target,) = [other for other in self.machine.others if other.number == number]
+        if not self.network.is_cut("tcp", self.machine.number, number):
+            identity = self.identity()
+            self.world.after(self.network.delay_ms(), lambda: target.receive_dial(end, identity))
         return end
 
     def accept(self, end: End, identity: Identity) -> None:

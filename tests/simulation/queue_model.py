@@ -505,6 +505,9 @@ class Model:
         self.members[fields["node"]] = (fields["name"], fields["facts"])
         return "ok", {}
 
+    def _member_left(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        return ("already" if self.members.pop(fields["node"], None) is None else "ok"), {}
+
     def _maybe_done(self, name: str | None) -> None:
         pipeline = self.pipelines.get(name or "")
         if pipeline is None or pipeline.state != "running":
@@ -735,7 +738,10 @@ class Chooser:
         return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
 
     def _a_member(self) -> list[Message]:
-        return [Message("member", {"node": self.random.choice(["n1", "n2"]), "name": "host", "facts": {"cores": self.random.randint(1, 2)}})]
+        node = self.random.choice(["n1", "n2"])
+        if self.random.random() < 0.3:
+            return [Message("member_left", {"node": node})]
+        return [Message("member", {"node": node, "name": "host", "facts": {"cores": self.random.randint(1, 2)}})]
 
 
 # --- What must hold --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from zlib import crc32
 
 from p2pcluster import config
-from p2pcluster.core.log import Entry
+from p2pcluster.core.log import CONFIG, Entry
 from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
@@ -80,8 +80,9 @@ class SimJournal:
     A crash is that nobody uses this object any more and another is opened. After an error it refuses to go on.
     """
 
-    def __init__(self, disk: SimDisk) -> None:
+    def __init__(self, disk: SimDisk, commit_index: int) -> None:
         self.commits = 0
+        self._commit_index = commit_index
         self._disk = disk
         self._fault: Fault | None = None
         self._begun: Write | None = None
@@ -99,7 +100,7 @@ class SimJournal:
         commit_index = min(max(image.commit_idx, last, image.applied[0]), image.last_index)
         for index in range(state.applied_idx + 1, commit_index + 1):
             apply_entry(state, image.entries[index])
-        return cls(disk), Recovered(image.hard_state, *image.base, image.last_index, commit_index, state)
+        return cls(disk, commit_index), Recovered(image.hard_state, *image.base, image.last_index, commit_index, state)
 
     # ---- writing
 
@@ -147,7 +148,8 @@ class SimJournal:
         for entry in write.entries:
             assert entry.index == image.last_index + 1, "entries are written without a gap"
             image.entries[entry.index] = Entry(entry.index, entry.term, entry.at_ms, entry.kind, bytes(entry.body))
-            image.commit_idxs[entry.index] = entry.index if write.sole_voter else write.commit_index
+            self._commit_index = max(self._commit_index, entry.index if write.sole_voter else write.commit_index)
+            image.commit_idxs[entry.index] = self._commit_index
             image.chains[entry.index] = next_chain(image.chains[entry.index - 1], entry)
         if not write.entries:
             image.commit_idx = max(image.commit_idx, write.commit_index)
@@ -182,7 +184,9 @@ class SimJournal:
             return TableRow(table, tuple(named.values()), (lengths or b"", body or b""))
         if table == "bundles":
             parts, _, _, size, crc = row
-            return TableRow(table, (*key, parts, 0, 0, size, crc), (self.read_bundle_part(*key, state.bundles[(key[0], key[1])]),))
+            version, number = key
+            body = self.read_bundle_part(version, number, state.bundles[(version, number)])
+            return TableRow(table, (*key, parts, 0, 0, size, crc), (body,))
         return TableRow(table, (*key, *row), ())
 
     def install(self, head: Head, rows: list[TableRow], hard_state: HardState | None) -> None:
@@ -208,6 +212,7 @@ class SimJournal:
         if fault is Fault.AFTER:
             raise self._failed()
         self.commits += 1
+        self._commit_index = head.index
 
     # ---- the image
 
@@ -273,10 +278,11 @@ class SimJournal:
         return bytes(self._disk.image.entries[part.entry].body[part.offset : part.offset + part.body_bytes]) if found is None else found
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
-        """The log's entries above `after`, up to `bodies_after` without their bodies."""
+        """The log's entries above `after`; up to `bodies_after` only configurations have their bodies."""
         for index, entry in list(self._disk.image.entries.items()):
             if index > after:
-                yield entry if index > bodies_after else Entry(entry.index, entry.term, entry.at_ms, entry.kind, b"")
+                has_body = index > bodies_after or entry.kind == CONFIG
+                yield entry if has_body else Entry(entry.index, entry.term, entry.at_ms, entry.kind, b"")
 
     @property
     def meta(self) -> dict[str, Any]:

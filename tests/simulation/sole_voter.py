@@ -74,7 +74,9 @@ class SoleVoter:
         found = []
         held = self.state.queues[queue]
         for chunk in held.chunks:
-            lengths, body = self.journal.read_bodies(queue, chunk) if chunk.body is None else (chunk.lengths, chunk.body)
+            lengths, body = chunk.lengths, chunk.body
+            if lengths is None or body is None:
+                lengths, body = self.journal.read_bodies(queue, chunk)
             for lo, hi in held.open_ranges(chunk.first, chunk.end):
                 found += values_of(*chunk.slice_of(lengths, body, lo, hi))
         return found

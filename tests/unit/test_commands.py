@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import sys
 from random import Random
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_lengths_are_little_endian_words() -> None:
 
 def test_lengths_are_the_same_on_a_machine_with_another_byte_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """There they are swapped; swapped twice they must come out as they went in."""
-    monkeypatch.setattr(commands.sys, "byteorder", "big")
+    monkeypatch.setattr(sys, "byteorder", "big")
     blob = lengths_blob([1, 258])
     assert blob == struct.pack(">2I", 1, 258)
     assert list(lengths_of(blob)) == [1, 258]
@@ -139,7 +140,7 @@ def test_half_of_a_surrogate_pair_is_a_key_and_an_error_text_like_others() -> No
 
 # --- What passes the gateway is taken in -----------------------------------------------------------------------------
 
-SCALARS = [None, True, False, 0, 1, 2, 3, -1, 1 << 61, 1 << 70, 1.5, "", "p", "p/in", "p/a", "v1", "gen", "\ud800", [], {}, [[1, 2]], [1, 1, "a"]]
+SCALARS: list[Any] = [None, True, False, 0, 1, 2, 3, -1, 1 << 61, 1 << 70, 1.5, "", "p", "p/in", "p/a", "v1", "gen", "\ud800", [], {}, [[1, 2]], [1, 1, "a"]]
 BLOBS = [b"", b"\0", lengths_blob([1]), lengths_blob([1, 0]), b'["a"]', b'["a", 1]', b"x" * 40]
 
 

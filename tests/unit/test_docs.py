@@ -21,12 +21,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import p2pcluster
-from p2pcluster import cli, client, config, errors, worker
+from p2pcluster import Pipeline, cli, client, config, errors, source, stage, worker
 from p2pcluster.core.options import checked_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -311,6 +311,21 @@ def test_each_option_of_a_stage_is_told_and_those_that_are_refused_are_the_ones_
         checked_options("x", "stage", {"no such option": 1})
     known = set(str(caught.value).partition("the options are ")[2].split(", "))
     assert table | set(worker.NOT_YET) | {"where", "batch_wait_s"} == known
+
+
+REFUSED = {"batch": 2, "rate": "1/s", "every_s": 1, "max_items": 3, "concurrency": 2}
+
+
+@pytest.mark.parametrize("option", worker.NOT_YET)
+def test_what_is_said_to_be_refused_is_refused_with_the_name_of_the_stage(option: str) -> None:
+    async def wait(value: object) -> object:
+        return value
+
+    given: dict[str, Any] = {option: REFUSED[option]}
+    numbers = source(lambda: 1, name="numbers", **(given if option == "every_s" else {}))
+    waiting = stage(wait, **(given if option != "every_s" else {}))
+    with pytest.raises(errors.ProjectError, match=rf"stage '(numbers|wait)' \(test_docs.py:\d+\) uses {option}="):
+        Pipeline("refused", numbers >> waiting).run_local()
 
 
 def test_the_defaults_of_a_stage_are_those_of_the_code() -> None:

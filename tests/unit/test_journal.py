@@ -5,6 +5,7 @@ What every journal promises its node, this one and the simulated one, is in `con
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -26,8 +27,10 @@ from p2pcluster.core.ranges import Fence
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.journal import Journal, Mark, Write, back_up, open_for_reading, read_mark, row_crc
-from p2pcluster.wal import WalReport
+from p2pcluster.wal import WalReport, scan_wal
 from tests.contract.stores import RealStore
+from tests.golden.make_journal import FOLDER as GOLDEN
+from tests.golden.make_journal import describe
 from tests.simulation.queue_model import beginning
 from tests.simulation.sim_journal import Fault
 from tests.simulation.sole_voter import SoleVoter, facts, put
@@ -120,6 +123,14 @@ def test_a_file_that_is_not_sqlites_is_refused(store: RealStore) -> None:
     assert store.path.read_bytes() == b"a letter to my grandmother\n" * 100
 
 
+def test_a_journal_whose_first_page_is_gone_is_damaged_and_not_somebody_elses(store: RealStore, node: SoleVoter) -> None:
+    """Nobody is told to move it away."""
+    node.journal.close()
+    data = store.path.read_bytes()
+    store.path.write_bytes(bytes(4096) + data[4096:])
+    refused(store, "its first bytes are not those of an SQLite file")
+
+
 def test_somebody_elses_sqlite_file_is_refused_and_not_touched(store: RealStore) -> None:
     db = sqlite3.connect(store.path)
     db.execute("CREATE TABLE songs (title TEXT)")
@@ -163,10 +174,10 @@ def test_a_commit_is_on_the_disk_when_it_returns(store: RealStore) -> None:
 
 def test_a_write_is_one_transaction(store: RealStore, node: SoleVoter) -> None:
     """Entries, vote, tables and a slice of compaction share an fsync."""
-    before = journal.scan_wal(store.wal_path).commits
+    before = scan_wal(store.wal_path).commits
     node.write(Write(node.entries([put("p/in", 1, b"x")]), HardState(2, "n1"), sole_voter=True,
                      checkpoint=journal.checkpoint_of(node.state), compact=(2, 1 << 20), meta=(("node_id", "n1"),)))
-    assert journal.scan_wal(store.wal_path).commits == before + 1
+    assert scan_wal(store.wal_path).commits == before + 1
 
 
 def test_an_end_in_order_leaves_one_file_that_says_where_it_ends(store: RealStore, node: SoleVoter) -> None:
@@ -182,7 +193,8 @@ def test_an_end_in_order_leaves_one_file_that_says_where_it_ends(store: RealStor
 
 def test_the_write_ahead_log_is_copied_back_when_asked(store: RealStore, node: SoleVoter) -> None:
     fill(node)
-    opened, _ = node.journal, node.commit(put("p/d", 4, b"y" * 10_000))
+    node.commit(put("p/d", 4, b"y" * 10_000))
+    opened = node.journal
     assert isinstance(opened, Journal)
     size = opened.wal_bytes
     assert size > 10_000
@@ -382,10 +394,10 @@ def test_damage_anywhere_is_noticed_or_does_no_harm(store: RealStore, wal: bool,
 
 def cut_last_commit(store: RealStore) -> None:
     """As if the disk had lost what it said that it had."""
-    report = journal.scan_wal(store.wal_path)
+    report = scan_wal(store.wal_path)
     data = store.wal_path.read_bytes()
     end = report.valid_end_offset
-    while journal.scan_wal(data[:end]).commits == report.commits:
+    while scan_wal(data[:end]).commits == report.commits:
         end -= 24 + 4096
     store.wal_path.write_bytes(data[:end])
 
@@ -501,9 +513,9 @@ def test_a_mark_is_read_from_whichever_slot_is_whole(tmp_path: Path) -> None:
     assert read_mark(whole) == (3, 3, 6, bytes([3]) * 16)
     half = bytearray(whole)
     half[64 + 20] ^= 1  # the third move went to the second slot
-    assert read_mark(half) == (2, 2, 4, bytes([2]) * 16)
+    assert read_mark(bytes(half)) == (2, 2, 4, bytes([2]) * 16)
     half[20] ^= 1
-    assert read_mark(half) is None
+    assert read_mark(bytes(half)) is None
     assert read_mark(b"") is None
     assert Mark(path).slot.last_index == 3
 
@@ -612,7 +624,7 @@ def test_a_write_ahead_log_that_is_begun_anew_while_it_is_scanned_is_no_damage(
     store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.commit(put("p/in", 1, b"x"))
-    good = journal.scan_wal(store.wal_path)
+    good = scan_wal(store.wal_path)
     torn = WalReport(4096, 3, 1, 0, "frame 3 is bad", 3, 9, 5)
     answers = [torn, good]
     monkeypatch.setattr(journal, "scan_wal", lambda path: answers.pop(0))
@@ -667,3 +679,36 @@ def test_after_an_error_the_file_is_left_for_the_next_start_to_judge(store: Real
     file = store.path.read_bytes()
     node.journal.abandon()
     assert (store.wal_path.read_bytes(), store.path.read_bytes()) == (wal, file)
+
+
+# --- Journals of earlier versions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize("version", [1])
+def test_a_journal_of_an_earlier_version_is_opened_forever(version: int, memory: int, store: RealStore) -> None:
+    shutil.copy(GOLDEN / f"journal_v{version}.sqlite3", store.path)
+    opened, recovered = Journal.open(store.path, store.mark_path, memory)
+    assert describe(opened, recovered) == json.loads((GOLDEN / f"journal_v{version}.json").read_text())
+    opened.close()
+    node = SoleVoter(store, memory)
+    node.write(Write(truncate_from=node.recovered.commit_index + 1))
+    node.last_index = node.recovered.commit_index
+    node.commit(Message("retry", {"queue": "p/in", "ids": None}), put("p/d", 16, b"goes on"))
+    node.checkpoint()
+    while node.compact().more:
+        pass
+    node.end()
+    assert node.values("p/in") == [b"first", b"third", b"fourth"]
+    assert node.values("p/d")[-1] == b"goes on"
+
+
+def test_the_golden_journal_is_read_beside_a_shell_that_only_looks(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    shutil.copy(GOLDEN / "journal_v1.sqlite3", path)
+    assert open_for_reading(path).last_index == 21
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT id, error FROM parked WHERE queue = 'p/in'").fetchone()[0] == 1
+    assert db.execute("SELECT name, next_id, put, done FROM queues WHERE name = 'p/in'").fetchone() == ("p/in", 5, 4, 1)
+    columns = {table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")] for table in TABLES}
+    assert columns == {table: [*spec.columns, "crc"] for table, spec in TABLES.items()}, "the columns are a contract"

@@ -24,7 +24,7 @@ from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry
 from p2pcluster.core.messages import encode_configuration
 from p2pcluster.core.quorum import Configuration
-from p2pcluster.journal import Write, back_up, checkpoint_of
+from p2pcluster.journal import Write, apply_entry, back_up, checkpoint_of
 from tests.journals import ERROR, FENCES, Scribe, encoded, mixed
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -124,8 +124,10 @@ def test_the_overview_tells_term_vote_members_pipelines_and_queues(home: Path, p
 def test_the_overview_tells_the_voters_that_the_log_has(tmp_path: Path, printed: Printed) -> None:
     scribe = Scribe(tmp_path / "home", Random(1))
     body = encode_configuration(Configuration(("a", "b", "c"), (), ("d",)))
+    assert "voters    none" in printed(tmp_path / "home")
     scribe.journal.write(Write((Entry(1, 1, 5, CONFIG, body),), None, 1, True))
     scribe.journal.close()
+    assert whole(tmp_path / "home").last == 1
     assert "voters    a, b, c; learners d" in printed(tmp_path / "home")
     (found,) = records(printed(tmp_path / "home", "--entries", "--json"))
     assert found["configuration"] == {"voters": ["a", "b", "c"], "voters_old": [], "learners": ["d"]}
@@ -360,6 +362,20 @@ def test_a_compacted_log_holds_what_the_whole_one_held(tmp_path: Path) -> None:
     long, short = whole(tmp_path / "long"), whole(tmp_path / "short")
     assert short.first > 1 and "the start is compacted away" in str(short)
     assert (long.digest, long.open, long.parked) == (short.digest, short.open, short.parked)
+
+
+def test_a_configuration_beside_the_tables_that_is_not_the_log_s_is_a_problem(tmp_path: Path) -> None:
+    scribe = Scribe(tmp_path / "home", Random(1))
+    scribe.begin()
+    logged, other = Configuration(("a", "b", "c"), (), ()), Configuration(("a",), (), ())
+    entry = Entry(scribe.index + 1, 1, 9000, CONFIG, encode_configuration(logged))
+    scribe.journal.write(Write((entry,), None, entry.index, True))
+    apply_entry(scribe.state, entry)
+    scribe.journal.write(Write(commit_index=entry.index, checkpoint=checkpoint_of(scribe.state), configuration=logged))
+    assert whole(tmp_path / "home").last == entry.index
+    scribe.journal.write(Write(commit_index=entry.index, checkpoint=checkpoint_of(scribe.state), configuration=other))
+    scribe.journal.close()
+    assert "the configuration beside the tables is" in str(journal_check.check(_journal.place_of(str(tmp_path / "home"))))
 
 
 def test_one_value_more_is_another_digest(tmp_path: Path) -> None:

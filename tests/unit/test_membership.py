@@ -73,6 +73,9 @@ class Node:
     def refuse(self, reason: Reason, host: str = "10.6.6.6", key_id: str = "") -> None:
         self.discovery.hear_refused(Refused(reason, Address(host, 666), key_id), self.now_ms)
 
+    def state(self) -> State:
+        return self.discovery.state
+
     def due(self) -> Due:
         return self.discovery.due(self.now_ms)
 
@@ -109,9 +112,9 @@ def test_a_fresh_node_alone_founds_after_one_window_and_serves_after_a_second() 
     node = Node()
     assert node.until(WINDOW_MS + 10) == [(WINDOW_MS, Found())]
     node.discovery.founded("c0", node.now_ms)
-    assert node.discovery.beacon.state is State.FOUNDER
+    assert node.state() is State.FOUNDER
     assert node.until(4 * WINDOW_MS) == [(2 * WINDOW_MS + 10, Serve())]
-    assert node.discovery.beacon.state is State.MEMBER
+    assert node.state() is State.MEMBER
 
 
 def test_of_fresh_nodes_the_lowest_founds() -> None:
