@@ -600,8 +600,8 @@ def _unpack_beside(
     beside = Path(tempfile.mkdtemp(prefix=_UNPACKING, dir=destination.parent))
     try:
         _write_entries(archive, entries, beside, limits)
-        # After a loss of power a rename can be on the disk without what lies below it, and the folder would look complete.
-        # Together, because one after the other a thousand files take seconds, and a disk writes many in one go.
+        # After a loss of power a rename can be on the disk without what lies below it: a folder that looks complete.
+        # Together, because a thousand files take seconds one after the other, and a disk writes many in one go.
         with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
             list(pool.map(_sync, [beside, *beside.rglob("*")]))
         if destination.is_dir():
@@ -652,7 +652,7 @@ def _parts(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
 
 
 def _sync(path: Path) -> None:
-    windows = os.name == "nt"  # which cannot open a folder, needs no sync to keep a name, and syncs what is open to write
+    windows = os.name == "nt"  # which cannot sync a folder, nor a file that is not open for writing
     if windows and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)

@@ -23,7 +23,7 @@ from typing import Any
 from p2pcluster import bundle, config
 from p2pcluster.client import Cluster, Link
 from p2pcluster.config import Options, resolve_options
-from p2pcluster.errors import ClusterError, ValueRefused, WrongUsage
+from p2pcluster.errors import ClusterError, Superseded, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
 
 DEMO_CLUSTER = "demo"
@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _parked_parser(verb)
     verb("stop", "stop the node that leads; what runs may finish", "stop")
     verb("leave", "have this machine's node hand over and go out of the cluster for good", "leave")
+    recover_parser = verb("recover", "after the loss of most voters: make this machine's copy the whole cluster", "recover")
+    recover_parser.add_argument("--yes", action="store_true", help="do not ask")
     backup = verb("backup", "copy the journal to a file, while the node runs too", "backup yesterday.sqlite3")
     backup.add_argument("file", metavar="FILE")
     key = verb("key", "show the cluster's key, or set it from standard input", "key --set < key.txt")
@@ -193,10 +195,16 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _serve(options: Options, offer: Any) -> int:
     from p2pcluster.daemon import Daemon, keyfile_of
+    from p2pcluster.journal import set_aside
 
     path = options.home or config.default_home(Path.home(), options.cluster, socket.gethostname())
-    with Home.open(path) as home:
-        return Daemon(options, home, keyfile_of(options), offer).run()
+    while True:
+        with Home.open(path) as home:
+            try:
+                return Daemon(options, home, keyfile_of(options), offer).run()
+            except Superseded as news:
+                print(f"p2pcluster: {news}", file=sys.stderr)
+                set_aside(home.journal, home.mark, f"superseded-{int(time.time())}")
 
 
 def _params(settings: Iterable[str]) -> dict[str, Any]:
@@ -427,6 +435,22 @@ def _leave(args: argparse.Namespace) -> int:
 # ---- verbs that need no cluster
 
 
+def _recover(args: argparse.Namespace) -> int:
+    from p2pcluster.journal import recover
+
+    options = _options(args)
+    path = Path(options.home) if options.home else config.default_home(Path.home(), options.cluster, socket.gethostname())
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise WrongUsage("recover makes this machine's copy the whole cluster, and what only the lost nodes had is lost: say so with --yes")
+        if input("make this machine's copy the whole cluster? what only the lost nodes had is lost [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    with Home.open(path) as home:
+        generation, last_index = recover(home.journal, home.mark)
+    print(f"generation {generation} begins with this machine's copy, up to entry {last_index}: start the node")
+    return 0
+
+
 def _backup(args: argparse.Namespace) -> int:
     from p2pcluster.journal import back_up
 
@@ -450,5 +474,5 @@ def _key(args: argparse.Namespace) -> int:
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
-    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "leave": _leave, "backup": _backup, "key": _key,
+    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
 }

@@ -44,7 +44,7 @@ from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Ready
 from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
 from p2pcluster.core.tables import TABLES
-from p2pcluster.errors import ClusterError, HomeError
+from p2pcluster.errors import ClusterError, HomeError, Superseded
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write, checkpoint_of
 from p2pcluster.neighbours import Neighbours, session_of
@@ -121,7 +121,7 @@ class Daemon:
         if meta["cluster_name"] != self.options.cluster:
             raise HomeError(f"{self.home.path} belongs to cluster {meta['cluster_name']!r} and not to {self.options.cluster!r}: choose "
                             f"another --home, or --cluster {meta['cluster_name']}")
-        self.node_id, self.cluster_id = node_id, meta.get("cluster_id")
+        self.node_id, self.cluster_id, self.generation = node_id, meta.get("cluster_id"), int(meta.get("generation") or 0)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -131,7 +131,7 @@ class Daemon:
         log = Log(recovered.base_index, recovered.base_term, recovered.base_at_ms)
         configuration = self._load_log(log, recovered, read_configuration(meta.get("configuration")))
         self.node = Node(node_id, random.Random(secrets.randbits(64)), recovered.hard_state, log, recovered.state, configuration,
-                         recovered.commit_index, now_ms)
+                         recovered.commit_index, now_ms, self.generation)
         self._peers = Peers(node_id, self._selector, self._dial_handshake, Events(
             self._on_peer_message, lambda identity: self.neighbours.on_connected(identity, self._now_ms()),
             lambda peer: self.neighbours.on_gone(peer, self._now_ms()), lambda peer: self.neighbours.on_refused(peer, self._now_ms()),
@@ -217,6 +217,11 @@ class Daemon:
                 self._join(wanted, Configuration())
         if self._led_by is not None and discovery.state in (State.JOINING, State.BLOCKED) and self.cluster_id is not None:
             discovery.joined(self.cluster_id, now_ms)
+        if discovery.newest_generation() > self.generation and self.node.raft.last_index > 0:
+            raise Superseded(f"cluster {self.options.cluster} goes on in a newer generation, begun by recover on another node; this node's copy is "
+                             "set aside and it joins as a new one")
+        if self.node.raft.last_index == 0:
+            self.generation = max(self.generation, discovery.newest_generation())
         for alarm in discovery.alarms(now_ms):
             self.node.alarms["rivals"] = (0, alarm)  # of no run: it holds in each
 
@@ -224,7 +229,7 @@ class Daemon:
         raft, state = self.node.raft, self.node.state
         leader, address = self.neighbours.leader()
         return {
-            "term": raft.term, "leader_id": leader, "leader_address": parse_address(address) if address else None,
+            "generation": self.generation, "term": raft.term, "leader_id": leader, "leader_address": parse_address(address) if address else None,
             "last_index": raft.last_index, "last_term": raft.log.last_term, "commit_index": raft.commit_index,
             "role": role_of(self.node_id, raft.configuration, raft.leader_id) if self.cluster_id else "none",
             "voters": len(raft.configuration.voters), "members": len(state.members),
@@ -233,10 +238,11 @@ class Daemon:
 
     def _join(self, cluster_id: str, configuration: Configuration) -> None:
         self._committer.wait()
-        self.journal.write(Write(meta=(("cluster_id", cluster_id),), configuration=configuration))
+        self.journal.write(Write(meta=(("cluster_id", cluster_id), ("generation", self.generation)), configuration=configuration))
         self.cluster_id = self.neighbours.cluster_id = cluster_id
         log = Log()
-        self.node = Node(self.node_id, random.Random(secrets.randbits(64)), HardState(), log, self.node.state, configuration, 0, self._now_ms())
+        self.node = Node(self.node_id, random.Random(secrets.randbits(64)), HardState(), log, self.node.state, configuration, 0, self._now_ms(),
+                         self.generation)
         self.neighbours.node = self.node
         for peer in self.neighbours.connected:
             self.node.raft.peer_connected(peer, self._now_ms())
@@ -461,7 +467,7 @@ class Daemon:
         self._processes.poll()
         self.executor.tick(now_ms, self._processes.positions())
         self._peers.tick(now_s)
-        self.neighbours.tick()
+        self.neighbours.tick(now_ms)
         self._beacons.tick(now_ms, self._beacon_facts())
         self._find()
         self._sync_leader()

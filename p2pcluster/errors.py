@@ -141,6 +141,12 @@ class JournalCorrupt(JournalError):
         self.what = what or message
 
 
+class Superseded(ClusterError):
+    """Another node has begun a new generation of the cluster: this one's copy is set aside, and it joins as a new node."""
+
+    code = "superseded"
+
+
 class ItemsParked(ClusterError):
     """The run is done and some items are parked."""
 

@@ -430,6 +430,17 @@ class Journal:
         """About how many bytes the log's entries hold."""
         return self._log_bytes
 
+    def begin_generation(self, configuration: Configuration, state: State) -> int:
+        """Make this node's copy the cluster, whatever a lost majority may have had beyond it; returns the new generation.
+
+        All that the log holds counts as committed from here on. Raft messages never cross generations, so a node of the old one that
+        comes back cannot take part; it joins as a new one.
+        """
+        generation = int(self._meta.get("generation") or 0) + 1
+        self.write(Write(hard_state=HardState(self._meta["term"] + 1, None), commit_index=self._last_index, checkpoint=checkpoint_of(state),
+                         configuration=configuration, meta=(("generation", generation), ("commit_idx", self._last_index))))
+        return generation
+
     # ---- keeping small
 
     def _compact(self, keep_from_index: int, bytes_max: int) -> Compaction:
@@ -773,6 +784,34 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
 
 def _slot_at(mark_path: Path | None) -> MarkSlot | None:
     return read_mark(mark_path.read_bytes()) if mark_path is not None and mark_path.exists() else None
+
+
+def recover(path: Path, mark_path: Path) -> tuple[int, int]:
+    """Make the copy at `path` a cluster of its own, its node the only voter; returns the new generation and the last entry.
+
+    For a survivor of a cluster whose majority is gone for good. Raises `JournalError`.
+    """
+    journal, recovered = Journal.open(path, mark_path)
+    try:
+        node_id = journal.meta.get("node_id")
+        if node_id is None or recovered.last_index == 0:
+            raise JournalError(f"{path} holds no copy of a cluster: run recover on a node that status showed as voter or standby")
+        for entry in journal.entries(recovered.commit_index):
+            apply_entry(recovered.state, entry)
+        recovered.state.forget_members_but(node_id)
+        generation = journal.begin_generation(Configuration((node_id,)), recovered.state)
+        journal.close()
+    except BaseException:
+        journal.abandon()
+        raise
+    return generation, recovered.last_index
+
+
+def set_aside(path: Path, mark_path: Path, name: str) -> None:
+    """Give a journal that its node has no more use for another name, beside the old one."""
+    for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm"), mark_path):
+        if file.exists():
+            os.replace(file, file.with_name(f"{file.name}.{name}"))
 
 
 def back_up(path: Path, target: Path) -> int:

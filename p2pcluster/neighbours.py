@@ -19,9 +19,10 @@ from p2pcluster.core.handshake import Identity
 from p2pcluster.core.messages import KINDS_ON_THE_WIRE, InstallSnapshot, SnapshotMeta, from_message, to_message
 from p2pcluster.core.node import Node, ToPeer
 from p2pcluster.core.snapshot import Head
-from p2pcluster.peers import Peers
+from p2pcluster.peers import SILENT_S, Peers
 
 SLICE_BYTES = config.BULK_SLICE_BYTES
+HELLO_INTERVAL_MS = int(1000 * SILENT_S) // 4  # said again although nothing is new: who says nothing is taken for dead
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Neighbours:
         self._to_leader_half = to_leader_half
         self._to_machine_half = to_machine_half
         self._said: tuple[Any, ...] = ()
+        self._said_ms = 0
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._whole: dict[str, bytes] = {}
@@ -135,16 +137,16 @@ class Neighbours:
         if self.node is not None:
             self.node.raft.peer_refused(node_id, now_ms)
 
-    def tick(self) -> None:
-        """Dial whom this node should be connected to, and say who leads where that has changed."""
+    def tick(self, now_ms: int) -> None:
+        """Dial whom this node should be connected to, and say who leads: when that has changed, and now and then."""
         assert self.node is not None, "the node is made before it has neighbours"
         self._want_members()
         leader, address = (self.node_id, self.address) if self.node.is_serving else self.leader()
         if leader == self.node_id and not self.node.is_serving:
             leader = address = None
         said = (self.cluster_id, leader, address, self.node.raft.term)
-        if said != self._said:
-            self._said = said
+        if said != self._said or now_ms >= self._said_ms + HELLO_INTERVAL_MS:
+            self._said, self._said_ms = said, now_ms
             for node_id in list(self._peers.peers):
                 self._peers.send(node_id, Message("hello", {"cluster_id": self.cluster_id, "leader": leader, "leader_address": address,
                                                             "term": self.node.raft.term}))

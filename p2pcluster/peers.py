@@ -20,6 +20,7 @@ from p2pcluster.stream import Connection, ConnectionClosed, start_dial
 REDIAL_S = 0.1  # after a connection was lost or refused; doubles with each failure ...
 REDIAL_S_MAX = 2.0  # ... up to this: a node that comes back is found within it
 WAITING_BYTES_MAX = 4 * config.MIB  # of a large transfer on its way to one peer; what is urgent is never far behind
+SILENT_S = config.SESSION_TIMEOUT_MS / 2000  # a connection over which nothing came for so long is given up: its machine, or the way to it, is gone
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Peer:
     identity: Identity
     connection: Connection
     dialled: bool
+    has_spoken: bool = True  # since the last tick
+    heard_s: float = 0.0
 
     @property
     def address(self) -> str | None:
@@ -81,6 +84,7 @@ class Peers:
     _targets: dict[str, Target] = field(default_factory=dict)
     _dialling: dict[str, _Dialling] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
+    _ticked_s: float = 0.0
 
     def want(self, name: str, address: Address, node_id: str | None) -> None:
         """Have `address` dialled until there is a connection to its node. `name` is the node's id, or a seed's text."""
@@ -115,7 +119,8 @@ class Peers:
         return peer is not None and peer.connection.outgoing_bytes < WAITING_BYTES_MAX
 
     def tick(self, now_s: float) -> None:
-        """Dial what is wanted and due; give up what takes too long."""
+        """Dial what is wanted and due; give up what takes too long, and who says nothing any more."""
+        self._drop_silent(now_s)
         for name, dialling in list(self._dialling.items()):
             if now_s >= dialling.until_s:
                 self._failed(name, now_s)
@@ -123,6 +128,15 @@ class Peers:
             connected = target.node_id is not None and target.node_id in self.peers
             if not connected and name not in self._dialling and now_s >= target.next_s:
                 self._dial(name, target, now_s)
+
+    def _drop_silent(self, now_s: float) -> None:
+        has_slept = now_s - self._ticked_s > SILENT_S / 2  # then what came meanwhile may not be read yet
+        self._ticked_s = now_s
+        for node_id, peer in list(self.peers.items()):
+            if peer.has_spoken or has_slept:
+                peer.has_spoken, peer.heard_s = False, now_s
+            elif now_s - peer.heard_s >= SILENT_S:
+                self._drop(node_id)
 
     def close(self) -> None:
         for dialling in self._dialling.values():
@@ -221,6 +235,7 @@ class Peers:
         node_id = peer.identity.node_id
         if self.peers.get(node_id) is not peer:
             return
+        peer.has_spoken = peer.has_spoken or bool(mask & selectors.EVENT_READ)
         try:
             for payload in peer.connection.read() if mask & selectors.EVENT_READ else ():
                 if self.peers.get(node_id) is not peer:

@@ -858,6 +858,12 @@ class State:
         self._touch("members", message.fields["node"])
         return Outcome("member", "ok")
 
+    def forget_members_but(self, node: str) -> None:
+        """For a new generation only: the others are of the old one, and come back as new nodes."""
+        for other in [member for member in self.members if member != node]:
+            del self.members[other]
+            self._touch("members", other)
+
     def _apply_member_left(self, message: Message, context: _Context) -> Outcome:
         if self.members.pop(message.fields["node"], None) is None:
             return Outcome("member_left", "already")

@@ -46,6 +46,14 @@ harmless_trees = st.dictionaries(st.lists(harmless_parts, min_size=1, max_size=4
 EXCLUDED = ("pyc", ".#")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What is on the disk after a loss of power is not the matter here, and waiting for it most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as path:

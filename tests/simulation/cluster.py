@@ -180,6 +180,8 @@ class Simulation:
             if machine.life is not None and machine.life.cluster_id == self.checker.main_id:
                 found.update(configuration for _, configuration in machine.life.node.raft._configurations)
         found |= self.checker.configurations()
+        # A leader may be about to give a standby a vote.
+        found |= {Configuration(tuple(sorted(c.members))) for c in found}
         return [configuration for configuration in found if configuration.voters]
 
     # ---- progress

@@ -363,7 +363,7 @@ class Life:
         self.node.tick(now_ms)
         self.executor.tick(now_ms, {key: process.position for key, process in self.processes.items()})
         self.peers.tick(now_ms / 1000)
-        self.neighbours.tick()
+        self.neighbours.tick(now_ms)
         self._speak(now_ms)
         self._find(now_ms)
         self._sync_leader()
@@ -769,7 +769,7 @@ class Life:
         end = End(self, self.network)
         self._ends.append(end)
         number = number_of(host)
-        (target,) = [other for other in self.machine.others if other.number == number]
+        (target,) = [other for other in [*self.machine.others, self.machine] if other.number == number]
         if not self.network.is_cut("tcp", self.machine.number, number):
             identity = self.identity()
             self.world.after(self.network.delay_ms(), lambda: target.receive_dial(end, identity))
