@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from p2pcluster import bundle, config
 from p2pcluster.client import Cluster, Link
@@ -34,8 +34,14 @@ WIDTH = 80
 # ---- words
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every error; what is allowed is in the help."""
+        self.exit(2, f"p2pcluster: {message}; see python -m {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="p2pcluster", description="Functions joined by durable queues, run on every machine of a network.",
+    parser = _Parser(prog="p2pcluster", description="Functions joined by durable queues, run on every machine of a network.",
                                      epilog="python -m p2pcluster alone is python -m p2pcluster run.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     common = _option_parser()
@@ -330,6 +336,8 @@ def _put(args: argparse.Namespace) -> int:
 
 
 def _take(args: argparse.Namespace) -> int:
+    if args.n is not None and args.n < 1:
+        raise WrongUsage(f"-n is {args.n} but must be a number of values from 1")
     with _cluster(args) as cluster, cluster.take(args.queue, args.n, None if args.follow else 0.2) as items:
         for value in items:
             print(_json_line(value), flush=True)

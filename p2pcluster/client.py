@@ -165,7 +165,10 @@ class Link:
             except ConnectionClosed:
                 self.close()
                 raise
-            self._replies[message.fields.get("req", 0)] = message
+            if message.kind == "members":
+                self._known = [*self._known[:1], *map(parse_address, message.fields["addresses"])]
+            else:
+                self._replies[message.fields.get("req", 0)] = message
         return self._replies.pop(request)
 
     def forget(self, request: int) -> None:
@@ -464,9 +467,16 @@ class Cluster:
         return Items(self, queue, limit, wait_s)
 
     def results(self, stage: str) -> Iterator[Any]:
-        """Every value that a last stage returned in this run, or the content of a queue, without taking it."""
+        """Every value that a last stage returned in this run, or the content of a queue, without taking it.
+
+        Raises `UnknownName` for a stage that is not a last one: what waits before it is not what it returned.
+        """
         names = {record["name"] for record in self.manifest["queues"]}
         queue = f"{stage}.results" if f"{stage}.results" in names else stage
+        if queue == stage and any(record["name"] == stage for record in self.manifest["stages"]):
+            kept = ", ".join(name for record in self.manifest["queues"] if record["results"] for name in record["fed_by"]) or "none"
+            raise UnknownName(f"stage {stage!r} of pipeline {self.pipeline!r} keeps no results, as it is not a last stage that returns "
+                              f"values; those that keep some: {kept}")
         full, after = self.full(queue), 0
         while True:
             message = self.check(self.link.call(Message("read", {"queue": full, "after": after, "count": TAKE_ITEMS_MAX * 10})), queue)
@@ -511,8 +521,14 @@ class Cluster:
 
     def parked(self) -> list[dict[str, Any]]:
         """The parked items, with why, without their values."""
-        parked: list[dict[str, Any]] = self.link.call(Message("parked", {"pipeline": self._pipeline})).fields["parked"]
-        return parked
+        found: list[dict[str, Any]] = []
+        more = True
+        while more:
+            after = found[-1]["id"] if found else None
+            reply = self.link.call(Message("parked", {"pipeline": self._pipeline, "after": after}))
+            found += reply.fields["parked"]
+            more = reply.fields["more"]
+        return found
 
     def parked_value(self, queue: str, item_id: int) -> Any:
         """The value of one parked item."""

@@ -51,6 +51,11 @@ class Clients:
             connection.send(encode(message))
             self._flush(session_id)
 
+    def send_all(self, message: Message) -> None:
+        """Queue a message for every client."""
+        for session_id in list(self._connections):
+            self.send(session_id, message)
+
     def close(self) -> None:
         """Say what is still to be said, as far as the sockets take it, and end all."""
         for connection in self._connections.values():

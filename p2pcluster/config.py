@@ -51,6 +51,7 @@ QUEUE_NAME_BYTES_MAX = 200  # a name appears in every message about the queue
 WORK_TARGET_US = 8_000  # what a piece of work should take: long beside a message (50 us), short beside what is noticed
 WORK_ITEMS_MAX = 4096  # of one piece of work, however short the function
 WORK_BYTES_MAX = 1 * MIB  # of one piece of work, unless a single value is larger
+GRANT_BYTES_MAX = FRAME_BYTES_MAX // 2  # of the items in one message to a node or a client, unless a single one is larger
 WORK_QUEUED_US_MAX = 200_000  # a slower function gets its next item when it asks: nothing waits behind a long one
 SHARED_US_MAX = 1_000_000  # a function slower than this gets no item set aside on its machine either
 RECALL_AFTER_S = 0.1  # an item that runs this long gives up what waits behind it in its process
@@ -60,6 +61,7 @@ RESTART_BACKOFF_S = 0.1  # before a process is started again that died twice wit
 RESTART_BACKOFF_MAX_S = 30.0  # ...up to this
 ON_DONE_TRIES = 4  # an `on_done` that keeps failing is given up with an alarm, so that a run can end
 STDERR_LINES_KEPT = 20  # of each process, for the record of an item that it died with
+PARKED_ITEMS_MAX = 200  # of one answer about parked items: each may bring a traceback and those lines, 60 KB in all
 TAKE_RECORD_DELAY_MS = 50  # a lease's record waits this long for another command to ride with
 
 # --- The journal ----------------------------------------------------------------------------------------------------
@@ -122,6 +124,7 @@ PROJECT_KEYS = ("pipeline", "python", "exclude")  # of the table, but about the 
 def validate() -> None:
     """Assert what the numbers must be to each other. Called at a node's start and by a test."""
     assert VALUE_BYTES_MAX < COMMIT_BYTES_MAX, "the largest value fits in a group commit with others"
+    assert VALUE_BYTES_MAX <= GRANT_BYTES_MAX < FRAME_BYTES_MAX, "any value can be handed out, in a frame that is not full"
     assert COMMIT_BYTES_MAX + MIB <= FRAME_BYTES_MAX, "a group commit and its headers fit in one frame"
     assert VALUE_BYTES_MAX <= QUEUE_BYTES_MAX, "the largest value fits in an empty queue"
     assert VALUE_BYTES_MAX <= BODY_MEMORY_BYTES_MAX, "the largest value fits in memory's budget"

@@ -92,6 +92,7 @@ class Daemon:
         self._in_flight: NodeReady | None = None
         self._ends_by_s = 0.0
         self._is_leaving = False
+        self._told_addresses: list[str] = []
         self._left_by: tuple[str, int] | None = None
 
     # ---- from start to end
@@ -260,9 +261,11 @@ class Daemon:
         if leader == self.node_id:
             self._on_member_message(self.node_id, join)
             self._out(f"node {self.name} leads cluster {self.options.cluster}, term {self.node.raft.term}")
+        elif self.neighbours.send(leader, join):
+            self._out(f"node {self.name} follows {self.neighbours.hellos[leader].identity.name}")
         else:
-            self.neighbours.send(leader, join)
-            self._out(f"node {self.name} follows {self.neighbours.connected[leader].name}")
+            self._led_by = None  # its connection has just been found dead
+            return
         self.executor.on_new_leader({} if self._has_settled else process.ran_before(self.home.run, self.boot), self._now_ms())
         self._projects.ask_again()
         self._replies.clear()
@@ -480,6 +483,10 @@ class Daemon:
         self._keep_house(now_s)
         self._watch_run()
         self._keep_leaving()
+        addresses = self.neighbours.addresses(MEMBERS_TOLD_MAX)
+        if addresses != self._told_addresses:
+            self._told_addresses = addresses
+            self._clients.send_all(Message("members", {"addresses": addresses}))
 
     def _pump(self) -> None:
         """Carry messages and commits until nothing moves."""

@@ -292,8 +292,10 @@ class Journal:
             self._truncate(write.truncate_from)
         for entry in write.entries:
             self._insert(entry, entry.index if write.sole_voter else write.commit_index)
-        if not write.entries and write.commit_index > self._meta["commit_idx"]:
-            meta["commit_idx"] = write.commit_index
+        self._commit_idx = max(self._commit_idx, write.commit_index)
+        # No row says it, or the one that did has been cut off.
+        if (not write.entries or write.truncate_from is not None) and self._commit_idx > self._meta["commit_idx"]:
+            meta["commit_idx"] = self._commit_idx
         if write.checkpoint is not None:
             self._write_rows(write.checkpoint.rows)
             meta |= self._checkpoint_meta(write.checkpoint)
@@ -823,6 +825,8 @@ def back_up(path: Path, target: Path) -> int:
         raise JournalError(f"{target} exists: name a file that does not, so that no older backup is lost")
     if not path.exists():
         raise JournalError(f"there is no journal at {path}: name the node's folder with --home")
+    if not target.absolute().parent.is_dir():
+        raise JournalError(f"there is no folder {target.absolute().parent}: make it, or name a file in one that is there")
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     source = _connect_read_only(path)

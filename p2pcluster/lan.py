@@ -226,11 +226,12 @@ class Lan:
     def _open_shared(self) -> socket.socket:
         sock = _datagram_socket()
         try:
+            # Both: macOS shares a port by the second, and Linux by it only among the programs of one user.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if hasattr(socket, "SO_REUSEPORT"):  # Windows has none, and does the same with SO_REUSEADDR
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # A socket that is bound to an interface's own address hears no broadcast; and only Linux binds to a
-            # broadcast address.
+            # A socket that is bound to an interface's own address hears no broadcast, and only Linux binds to a
+            # broadcast address: for the loopback, so that the network cannot even knock.
             sock.bind((LOOPBACK_BROADCAST if self.is_loopback and not self._is_multicast else "", self.port))
             if self._is_multicast:
                 group = socket.inet_aton(LOOPBACK_GROUP) + socket.inet_aton(self.bind)

@@ -141,7 +141,6 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    to_boot: str
     nonce: str
     beacon: Beacon
 
@@ -419,11 +418,7 @@ class Gate:
         return stranger
 
     def _is_answer(self, body: _Body, stranger: _Stranger) -> bool:
-        return (
-            isinstance(body, _Answer)
-            and body.to_boot == self.boot_id
-            and hmac.compare_digest(body.nonce.encode(), stranger.nonce.encode())
-        )
+        return isinstance(body, _Answer) and hmac.compare_digest(body.nonce.encode(), stranger.nonce.encode())
 
     def _meet(self, key: tuple[str, str], counter: int) -> None:
         del self._strangers[key]
@@ -444,7 +439,7 @@ class Gate:
         """What a question to this program is answered: on the way that it came."""
         if not isinstance(body, _Question) or body.to_boot != self.boot_id:
             return []
-        answer = _Answer(envelope.boot_id, body.nonce, me)
+        answer = _Answer(body.nonce, me)
         outgoing: list[Outgoing] = [(self._seal(answer, False), address)]
         if envelope.flags & _BROADCAST_FLAG:
             outgoing.append((self._seal(answer, True), None))
@@ -508,7 +503,7 @@ def _split(data: bytes, compare: Callable[[int, str, str], None]) -> _Envelope:
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise _Refusal(Reason.CUT, _stranger_note()) from error
     at += _COUNTER.size
-    if not node_id or not boot_id or not 0 < counter <= _INT_MAX or at > len(data) - TAG_BYTES:
+    if not node_id or not boot_id or not 0 < counter <= _INT_MAX:
         raise _Refusal(Reason.CUT, _stranger_note())
     body = memoryview(data)[at:-TAG_BYTES]
     return _Envelope(protocol, cluster, their_key_id, flags, node_id, boot_id, counter, body)
@@ -562,8 +557,9 @@ def _encode(body: _Body) -> Message:
     if isinstance(body, Ballot):
         vote = messages.to_message(replace(body.message, to=_NOBODY))
         return Message(vote.kind, vote.fields | {"to": list(body.to)})
-    kind = "echo_request" if isinstance(body, _Question) else "echo_reply"
-    return Message(kind, {"boot": body.to_boot, "nonce": body.nonce} | _beacon_fields(body.beacon))
+    if isinstance(body, _Question):
+        return Message("echo_request", {"boot": body.to_boot, "nonce": body.nonce} | _beacon_fields(body.beacon))
+    return Message("echo_reply", {"nonce": body.nonce} | _beacon_fields(body.beacon))
 
 
 def _beacon_fields(beacon: Beacon) -> dict[str, Any]:
@@ -579,10 +575,12 @@ def _decode(message: Message) -> _Body:
         raise RemoteProtocolError("it carries blobs")
     if message.kind == "beacon":
         return Beacon(**_read("beacon", _BEACON_FIELDS, message.fields))
-    if message.kind in _ECHOES:
-        fields = _read(message.kind, _ECHO_FIELDS, message.fields)
-        to_boot, nonce = fields.pop("boot"), fields.pop("nonce")
-        return _ECHOES[message.kind](to_boot, nonce, Beacon(**fields))
+    if message.kind == "echo_request":
+        fields = _read(message.kind, _QUESTION_FIELDS, message.fields)
+        return _Question(fields.pop("boot"), fields.pop("nonce"), Beacon(**fields))
+    if message.kind == "echo_reply":
+        fields = _read(message.kind, _ANSWER_FIELDS, message.fields)
+        return _Answer(fields.pop("nonce"), Beacon(**fields))
     return _decode_ballot(message)
 
 
@@ -676,6 +674,6 @@ _BEACON_FIELDS: Final[dict[str, _Reader]] = {
     "package": _short_text,
     "python": _short_text,
 }
-_ECHO_FIELDS: Final[dict[str, _Reader]] = {"boot": _short_text, "nonce": _short_text} | _BEACON_FIELDS
-_ECHOES: Final[dict[str, type[_Question] | type[_Answer]]] = {"echo_request": _Question, "echo_reply": _Answer}
-KINDS = frozenset({"beacon", *_ECHOES, "raft_pre_vote", "raft_pre_vote_reply", "raft_vote", "raft_vote_reply"})
+_ANSWER_FIELDS: Final[dict[str, _Reader]] = {"nonce": _short_text} | _BEACON_FIELDS
+_QUESTION_FIELDS: Final[dict[str, _Reader]] = {"boot": _short_text} | _ANSWER_FIELDS
+KINDS = frozenset({"beacon", "echo_request", "echo_reply", "raft_pre_vote", "raft_pre_vote_reply", "raft_vote", "raft_vote_reply"})

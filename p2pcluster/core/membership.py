@@ -641,7 +641,7 @@ class Watch:
         known = self._vitals.get(member) or Vitals(is_alive, now_ms if is_alive else self._began_ms)
         since_ms = known.since_ms if known.is_alive == is_alive else now_ms
         caught_up = known.caught_up_since_ms
-        if not (is_alive and is_caught_up):
+        if not is_caught_up:
             caught_up = None
         elif caught_up is None:
             caught_up = now_ms
@@ -737,11 +737,9 @@ class _Plan:
         return kept
 
     def _must_wait(self, available: int) -> bool:
-        """Whether fewer voters would be a mistake: nobody left, or a successor is on its way."""
-        nobody_left = len(self._staying) == len(self._configuration.voters)
-        on_its_way = any(self._is_alive(standby) for standby in self._standbys)
+        """Whether a standby is on its way that makes the number odd, or stands in for who left."""
         shrinks = available < len(self._configuration.voters)
-        return (nobody_left or on_its_way) and (shrinks or available % 2 == 0)
+        return (shrinks or available % 2 == 0) and any(self._is_alive(standby) for standby in self._standbys)
 
     def _ready_standbys(self) -> list[str]:
         ready = [standby for standby in self._standbys if self._of(standby).is_ready(self._now_ms)]

@@ -508,6 +508,7 @@ class Node:
     def _grant(self, session: Session, queue: QueueState, ranges: list[Range]) -> None:
         self._take_count += 1
         fence = Fence(session.node, session.boot, (self.raft.term << 32) + self._take_count)
+        pieces, ranges = _fitting(_pieces(queue, ranges), ranges)
         promised = self._promised.setdefault(queue.name, RangeSet())
         for lo, hi in ranges:
             promised.add(lo, hi)
@@ -515,7 +516,7 @@ class Node:
         if session.kind == "client":
             session.windows[queue.name] = 0
             request = session.take_requests.pop(queue.name, None)
-        grant = Grant(session.id, "grant", queue.name, fence, _pieces(queue, ranges), _deliveries(queue, ranges), request)
+        grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request)
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
         self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, grant if waits else None),
                       0 if waits else config.TAKE_RECORD_DELAY_MS)
@@ -715,7 +716,8 @@ class Node:
         if not ranges:
             self._reply(session.id, message, "ok", count=0)
             return
-        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), _pieces(queue, ranges), {}, message.fields["req"])
+        pieces, _ = _fitting(_pieces(queue, ranges), ranges)
+        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), pieces, {}, message.fields["req"])
         self._outbox.append((session.id, grant))
 
     def _on_client_value(self, session: Session, message: Message) -> None:
@@ -733,7 +735,9 @@ class Node:
         self._reply(session.id, message, "ok", status=self.status())
 
     def _on_client_parked(self, session: Session, message: Message) -> None:
-        self._reply(session.id, message, "ok", parked=status.parked_items(self.state, message.fields.get("pipeline")))
+        count = config.PARKED_ITEMS_MAX
+        found = status.parked_items(self.state, message.fields["pipeline"], message.fields["after"], count)
+        self._reply(session.id, message, "ok", parked=found, more=len(found) == count)
 
     def _on_node_project(self, session: Session, message: Message) -> None:
         self._on_client_project(session, message)
@@ -810,6 +814,19 @@ def _pieces(queue: QueueState, ranges: list[Range]) -> tuple[tuple[Chunk, int, i
     return tuple(
         (chunk, max(lo, chunk.first), min(hi, chunk.end)) for lo, hi in ranges for chunk in queue.chunks.overlap(lo, hi)
     )
+
+
+def _fitting(pieces: tuple[tuple[Chunk, int, int], ...], ranges: list[Range]) -> tuple[tuple[tuple[Chunk, int, int], ...], list[Range]]:
+    """As many of these from the front as fit in a message, at least one item; a part of a chunk counts as all of it, since the sizes
+    of its items may not be at hand."""
+    left = config.GRANT_BYTES_MAX
+    for at, (chunk, lo, hi) in enumerate(pieces):
+        left -= chunk.body_bytes
+        if left >= 0:
+            continue
+        fitting = pieces[:at] or ((chunk, lo, lo + max(1, min(hi - lo, config.GRANT_BYTES_MAX * chunk.count // chunk.body_bytes))),)
+        return fitting, [(first, end) for _, first, end in fitting]
+    return pieces, ranges
 
 
 def _deliveries(queue: QueueState, ranges: list[Range]) -> dict[int, int]:

@@ -133,11 +133,18 @@ def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[
     return found
 
 
-def parked_items(state: State, pipeline: str | None) -> list[dict[str, Any]]:
-    """Every parked item, without its value."""
-    return [
-        {"id": f"{queue.name}:{item_id}", "queue": queue.name, "run": parked.run, "deliveries": parked.deliveries,
-         "at_ms": parked.at_ms, "error": parked.error}
-        for queue in state.queues.values() if pipeline is None or queue.pipeline == pipeline
-        for item_id, parked in sorted(queue.parked.items())
-    ]
+def parked_items(state: State, pipeline: str | None, after: str | None, count: int) -> list[dict[str, Any]]:
+    """Parked items without their values, `count` at most, by queue and id from the one on that follows the item called `after`."""
+    name_after, _, id_after = (after or ":0").rpartition(":")
+    behind = (name_after, int(id_after))
+    found: list[dict[str, Any]] = []
+    for name in sorted(state.queues):
+        queue = state.queues[name]
+        if pipeline is not None and queue.pipeline != pipeline:
+            continue
+        chosen = [item_id for item_id in sorted(queue.parked) if (name, item_id) > behind][: count - len(found)]
+        for item_id in chosen:
+            parked = queue.parked[item_id]
+            found.append({"id": f"{name}:{item_id}", "queue": name, "run": parked.run, "deliveries": parked.deliveries,
+                          "at_ms": parked.at_ms, "error": parked.error})
+    return found

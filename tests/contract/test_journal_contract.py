@@ -131,6 +131,14 @@ def test_what_a_lone_voter_has_committed_stays_committed_when_there_are_more(nod
     assert (node.recovered.commit_index, node.values("p/in")) == (2, [b"one"])
 
 
+def test_a_tail_that_is_cut_off_takes_no_commit_index_with_it(node: SoleVoter) -> None:
+    node.journal.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]), commit_index=1))
+    node.journal.write(Write((Entry(4, 1, 50, NOOP, b""),), commit_index=2))
+    node.journal.write(Write(truncate_from=3, commit_index=1))
+    node.crash()
+    assert (node.recovered.commit_index, node.values("p/in")) == (2, [b"one"])
+
+
 def test_a_tail_that_is_not_committed_is_replaced(node: SoleVoter) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"old")]), commit_index=2))
     replacement = Entry(3, 2, 60, COMMANDS, entry_body([put("p/in", 2, b"new")]))

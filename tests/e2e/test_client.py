@@ -95,6 +95,8 @@ def test_a_value_that_cannot_be_put_is_refused_and_nothing_of_its_batch_is_put(c
 def test_names_that_do_not_exist(cluster: Cluster, echo: Site) -> None:
     with pytest.raises(UnknownName, match="no queue 'inn'; it has in, Echo.results"):
         cluster.put("inn", 1)
+    with pytest.raises(UnknownName, match="no queue 'Ekho'"):
+        list(cluster.results("Ekho"))
     with pytest.raises(UnknownName, match="no pipeline 'ecco'"), echo.connect("ecco") as other:
         other.put("in", 1)
 
@@ -147,6 +149,23 @@ def test_wait_raises_when_items_are_parked_and_retry_opens_the_run_again(cluster
     assert cluster.discard("Echo", [int(item["id"].rpartition(":")[2])]) == 1
     cluster.wait(30)
     assert [value for value, _ in cluster.results("Echo")] == ["good"]
+
+
+def test_many_parked_items_are_listed_to_the_last(echo: Site) -> None:
+    echo.deploy(HEAD + """
+@sink(retries=0)
+def Fail(x): raise ValueError(x)
+
+pipeline = Pipeline("many", Queue("in") >> Fail)
+""", "many")
+    with echo.connect("many") as cluster:
+        cluster.put_many("in", list(range(450)))
+        cluster.close("in")
+        with pytest.raises(ItemsParked, match="450 parked"):
+            cluster.wait(30)
+        assert [item["id"] for item in cluster.parked()] == [f"many/in:{number}" for number in range(1, 451)]
+        assert cluster.discard("Fail") == 450
+        assert cluster.parked() == []
 
 
 def test_wait_gives_up_after_its_time(cluster: Cluster) -> None:
@@ -207,6 +226,28 @@ def test_two_takers_share_and_nobody_gets_what_another_has(echo: Site) -> None:
         for taker in takers:
             taker.join()
     assert sorted(found) == list(range(1000))
+
+
+def test_values_that_together_exceed_a_message_come_in_several(echo: Site) -> None:
+    echo.deploy(HEAD + """
+@stage
+def Same(x): return x
+
+@stage
+def Kept(x): return x
+
+pipeline = Pipeline("large", Queue("in") >> Same >> [Queue("out", maxsize=None), Kept])
+""", "large")
+    sizes = [15 << 20] * 5
+    with echo.connect("large", timeout_s=30) as cluster:
+        for size in sizes:
+            cluster.put("in", bytes(size))
+        cluster.close("in")
+        cluster.wait(60)
+        assert [len(value) for value in cluster.results("Kept")] == sizes
+        with cluster.take("out", wait_s=1) as items:
+            assert [len(value) for value in items] == sizes
+        assert cluster.discard("Kept.results") == 5
 
 
 def test_a_taker_that_waits_gets_what_comes_later(echo: Site) -> None:
@@ -341,7 +382,7 @@ def test_a_taker_goes_on_after_the_node_was_killed(site: Site) -> None:
     with site.connect("taken", timeout_s=30) as cluster:
         cluster.put_many("in", list(range(300)))
         wait_for(lambda: cluster.status()["queues"][1]["ready"] == 300, "all are there")
-        with cluster.take("out", wait_s=3) as items:
+        with cluster.take("out", wait_s=1.5) as items:
             for value in items:
                 found.append(value)
                 if len(found) == 50:

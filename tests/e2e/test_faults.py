@@ -127,7 +127,7 @@ def test_a_port_that_another_program_uses(site: Site) -> None:
         rude.bind(("", site.port))
         done = site.do("run", cwd=site.folder / "empty")
     assert done.code == 1
-    assert_says(done.the_error(), f"port {site.port}", "is taken", "--port N")
+    assert_says(done.the_error(), f"UDP port {site.port} cannot be shared", "stop the program", "--port N")
 
 
 def test_a_home_that_cannot_be_written(site: Site) -> None:
@@ -454,6 +454,12 @@ def test_wrong_words(fed: Site) -> None:
     done = fed.do("run", "--set", "depth=deep", cwd=fed.folder / "empty")
     assert done.code == 2
     assert_says(done.the_error(), "--set depth=deep", "not JSON", """--set 'depth="..."'""")
+    done = fed.do("take", "in", "-n", "few")
+    assert done.code == 2
+    assert_says(done.the_error(), "invalid int value: 'few'", "see python -m p2pcluster take --help")
+    done = fed.do("take", "in", "-n", "0")
+    assert done.code == 2
+    assert_says(done.the_error(), "-n is 0 but must be a number of values from 1")
     done = fed.do("parked", "show", "fed/Same:99")
     assert done.code == 2
     assert_says(done.the_error(), "no item 'fed/Same:99' is parked", "parked list")

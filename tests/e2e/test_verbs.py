@@ -272,6 +272,26 @@ def _queue(site: Site, name: str) -> dict[str, int]:
     return next(queue for queue in site.status()["queues"] if queue["name"] == name)
 
 
+def test_a_stage_in_the_middle_has_no_results_and_says_which_have(shared: Site) -> None:
+    shared.deploy(HEAD + """
+@source
+def One():
+    yield 1
+
+@stage
+def Middle(x): return x
+
+@stage
+def Last(x): return x
+
+pipeline = Pipeline("middle", One >> Middle >> Last)
+""", "middle")
+    done = shared.do("results", "Middle", "--pipeline", "middle")
+    assert done.code == 1
+    assert "stage 'Middle' of pipeline 'middle' keeps no results" in done.the_error()
+    assert done.the_error().endswith("those that keep some: Last")
+
+
 def test_a_reader_that_ends_early_is_no_error(shared: Site) -> None:
     """As in `results STAGE | head -1`."""
     shared.deploy(HEAD + """
@@ -331,6 +351,9 @@ def test_a_backup_under_load_is_restored_and_goes_on_from_there(site: Site) -> N
     done = site.do("backup", site.folder / "copy.sqlite3")
     assert done.code == 0
     assert "copy.sqlite3: the journal up to entry " in done.out
+    nowhere = site.do("backup", site.folder / "no" / "copy.sqlite3")
+    assert nowhere.code == 1
+    assert "there is no folder" in nowhere.the_error()
     twice = site.do("backup", site.folder / "copy.sqlite3")
     assert twice.code == 1
     assert "exists: name a file that does not" in twice.the_error()
@@ -348,6 +371,7 @@ def test_a_backup_under_load_is_restored_and_goes_on_from_there(site: Site) -> N
 def test_a_backup_where_there_is_no_journal(site: Site) -> None:
     done = site.do("backup", site.folder / "copy.sqlite3")
     assert done.code == 1
+    assert "there is no journal" in done.the_error()
     assert "--home" in done.the_error()
     assert not (site.folder / "copy.sqlite3").exists()
 
@@ -400,6 +424,9 @@ def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_i
     project = site.project(VERSION, helper="MARK = 'old'")
     node = site.start("run", project)
     wait_for(lambda: site.is_up and _marked(site) >= 20, "some are done by the old version")
+    broken = site.do("deploy", site.project(VERSION, helper="MARK = "))
+    assert broken.code == 1
+    assert "helper.py, line 1: invalid syntax" in broken.the_error(), "what runs goes on"
     project = site.project(VERSION, helper="MARK = 'new'")
     done = site.do("deploy", project)
     assert done.code == 0

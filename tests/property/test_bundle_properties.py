@@ -211,7 +211,7 @@ def test_the_undamaged_sample_is_unpacked(sample: Bundle) -> None:
     assert unpacked(sample.zip_bytes) == SAMPLE
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("mask", [0x01, 0x80])
 def test_every_flipped_byte_is_refused_or_changes_nothing(sample: Bundle, mask: int) -> None:
     refused = 0
     for position in range(len(sample.zip_bytes)):

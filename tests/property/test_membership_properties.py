@@ -618,11 +618,12 @@ class Roster:
     def __init__(self, following: Next = next_configuration) -> None:
         self.following = following
         self.now_ms = 0
-        self.names = count(1)
-        self.leader_id = "m00"
-        self.configuration = Configuration(voters=("m00",))
-        self.members = {"m00"}
-        self.vitals = {"m00": Vitals(True, 0, 0)}
+        # Ids say nothing about who came first.
+        self.names = (f"{number * 37 % 101:03d}" for number in count(1))
+        self.leader_id = "999"  # the first to go, if it were not the leader
+        self.configuration = Configuration(voters=(self.leader_id,))
+        self.members = {self.leader_id}
+        self.vitals = {self.leader_id: Vitals(True, 0, 0)}
 
     def run(self, script: list[Change]) -> Roster:
         for change, number in script:
@@ -635,7 +636,7 @@ class Roster:
 
     def join(self, number: int) -> None:
         if len(self.members) < 9:
-            name = f"m{next(self.names):02d}"
+            name = next(self.names)
             self.members.add(name)
             self.vitals[name] = Vitals(True, self.now_ms)
 
@@ -796,7 +797,7 @@ def depends_on_order(configuration: Configuration, members: Any, vitals: Any, le
 
 
 def drops_the_leader(configuration: Configuration, members: Any, vitals: Any, leader: str, now_ms: int) -> Any:
-    return next_configuration(configuration, members, vitals, max(members), now_ms)
+    return next_configuration(configuration, members, vitals, min(members), now_ms)
 
 
 ROSTER_BUGS: dict[str, Next] = {

@@ -115,8 +115,9 @@ class Cluster:
         self.books.note(messages, outcomes)
 
     def step(self, chooser: Chooser) -> None:
-        self.apply(chooser.entry())
-        if self.random.random() < 0.3:
+        messages = chooser.entry()
+        self.apply(messages)
+        if self.random.random() < (0.8 if len(messages) > 10 else 0.3):  # many small chunks are the ones to be laid together
             self.kept.checkpoint()
             if self.random.random() < 0.5:
                 if "tables" in self.checks:

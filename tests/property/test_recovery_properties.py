@@ -94,7 +94,6 @@ class Life:
             hard_state = HardState(self.hard_state.term + 1, self.random.choice([None, "n1"]))
         if self.random.random() < 0.1:
             self.sole = not self.sole
-            self.commit = len(self.entries) if self.sole else self.commit
         # Raft may be late to count what a lone voter has committed by writing it.
         commit = len(self.entries) if self.sole else self.random.randint(max(0, self.commit - 1), len(self.entries))
         known = max(commit, self.commit)

@@ -231,6 +231,7 @@ class Life:
         self._waiting_starts: dict[str, list[Start]] = {}
         self._fetched: dict[str, list[bytes]] = {}
         self._counter = 0
+        self._is_pumping = False
         self._said_beacon_ms = 0
 
     def now_ms(self) -> int:
@@ -323,16 +324,20 @@ class Life:
 
     # ---- events
 
-    def event(self, action: Callable[[], Any]) -> None:
+    def event(self, action: Callable[[], Any], may_wait: bool = True) -> None:
         """Something happens to the node; it carries out what follows, and is looked at."""
         if not self.is_up:
             return
         if self.machine.is_paused:
-            self.machine.when_awake(lambda: self.event(action))
+            self.machine.when_awake(lambda: self.event(action, may_wait))
             return
         try:
             action()
-            self._pump()
+            if may_wait and not self._is_pumping and self.random.random() < 0.2:
+                self._is_pumping = True  # the loop hears several things before it carries out what follows
+                self.world.after(self.random.randrange(3), self._catch_up)
+            elif not self._is_pumping or not may_wait:
+                self._pump()
         except JournalError as error:
             self.machine.crash(f"after {error}")
             self.machine.start_later(self.random.randrange(20, 20 + self.options.down_ms_max))
@@ -344,6 +349,12 @@ class Life:
             return
         self.checker.look(self)
 
+    def _catch_up(self) -> None:
+        def nothing() -> None:
+            self._is_pumping = False
+
+        self.event(nothing, may_wait=False)
+
     def _schedule_tick(self) -> None:
         busy = bool(self.processes) or self.node.has_work
         self.world.after(self.random.randrange(TICK_MS, 3 * TICK_MS) if busy else 5 * TICK_MS, self._on_tick)
@@ -354,7 +365,7 @@ class Life:
         if self.machine.is_paused:
             self.machine.when_awake(self._on_tick)
             return
-        self.event(self._tick)
+        self.event(self._tick, may_wait=False)
         if self.is_up:
             self._schedule_tick()
 
@@ -494,6 +505,8 @@ class Life:
             return
         self.checker.told(self, message)
         self.executor.on_leader(message, self.now_ms())
+        if message.kind == "grant":
+            self.checker.look_at_executor(self)
 
     # ---- carrying
 

@@ -557,7 +557,7 @@ class Chooser:
         """What one commit brings: mostly a few commands, at times many small puts to one queue."""
         self._seqs.clear()
         if self.random.random() < 0.1:
-            return [message for _ in range(12) for message in self._a_client_put(self.random.choice(["p/in", "w/x"]), "c3")]
+            return [message for _ in range(12) for message in self._a_client_put(self.random.choice(["p/in", "w/x", "p/d", "p/d"]), "c3")]
         found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
         for message in found:
             commands.check(message)

@@ -151,8 +151,9 @@ class SimJournal:
             self._commit_index = max(self._commit_index, entry.index if write.sole_voter else write.commit_index)
             image.commit_idxs[entry.index] = self._commit_index
             image.chains[entry.index] = next_chain(image.chains[entry.index - 1], entry)
-        if not write.entries:
-            image.commit_idx = max(image.commit_idx, write.commit_index)
+        self._commit_index = max(self._commit_index, write.commit_index)
+        if not write.entries or write.truncate_from is not None:
+            image.commit_idx = self._commit_index
         if write.checkpoint is not None:
             c = write.checkpoint
             self._put_rows(c.rows)

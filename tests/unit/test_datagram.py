@@ -30,6 +30,7 @@ from p2pcluster.errors import LocalProtocolError
 
 KEY = derive_key(b"a key")
 OTHER_KEY = derive_key(b"another key")
+ATTACKER = Address("10.6.6.6", 666)
 
 
 def beacon(**changes: Any) -> Beacon:
@@ -225,6 +226,26 @@ def test_an_answer_to_somebody_else_proves_nothing() -> None:
     assert other.refuses(answer, one) is Reason.UNPROVEN
 
 
+def test_a_question_goes_where_the_stranger_was_heard_last() -> None:
+    one, other = Program("n1"), Program("n2")
+    replayed = one.say()
+    other.open(replayed, ATTACKER)
+    assert other.open(one.say(), one).answers == ()  # asked a moment ago, elsewhere
+    outgoing = other.gate.repeat_questions(other.beacon, module.RETRY_MS)
+    assert [address for _, address in outgoing] == [one.address, None]
+
+
+def test_who_was_heard_lately_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BOOTS_MAX", 2)
+    listener, first, second, third = (Program(f"n{number}") for number in range(4))
+    meet(first, listener)
+    meet(second, listener)
+    listener.hears(first.say(), first)
+    meet(third, listener)
+    listener.hears(first.say(), first)
+    assert listener.refuses(second.say(), second) is Reason.UNPROVEN
+
+
 def test_a_program_that_was_forgotten_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BOOTS_MAX", 2)
     listener, crowd = Program("n0"), [Program(f"n{number}") for number in range(1, 4)]
@@ -268,10 +289,11 @@ def test_a_question_by_broadcast_is_answered_by_broadcast_too() -> None:
 def test_a_question_for_another_node_is_not_answered(pair: tuple[Program, Program]) -> None:
     one, other = pair
     third = Program("n3")
-    ((question, _),) = third.open(one.say(), one).answers
     meet(third, other)
-    result = other.open(question, third)
-    assert result.answers == ()
+    ((question, _),) = third.open(one.say(), one).answers
+    heard = other.open(question, third)
+    assert isinstance(heard, Heard) and heard.body == third.beacon
+    assert heard.answers == ()
 
 
 def test_one_recorded_question_is_answered_once() -> None:
@@ -440,7 +462,9 @@ BAD_BODIES = [
     Message("beacon", beacon_fields(leader_address=["h", "1"])),
     Message("beacon", beacon_fields(has_work=1)),
     Message("echo_request", beacon_fields()),
-    Message("echo_reply", beacon_fields(boot=None, nonce="n")),
+    Message("echo_request", beacon_fields(boot=None, nonce="n")),
+    Message("echo_reply", beacon_fields(boot="b", nonce="n")),
+    Message("echo_reply", beacon_fields(nonce="")),
     Message("raft_vote", {"to": ["n2"]}),
     Message("raft_vote", {"to": "n2"}),
     Message("raft_pre_vote_reply", {"to": [], "generation": 0, "term": 1, "sender": "n1", "granted": True}),
@@ -526,6 +550,16 @@ def test_each_host_and_reason_is_told_once_and_counted_each_time() -> None:
     assert other.gate.refused_counts == {Reason.OTHER_KEY: 5, Reason.NOT_OURS: 5}
     other.open(b"rubbish", Address("10.9.9.9", 1))
     assert len(other.gate.take_notes()) == 1
+
+
+def test_a_strangers_text_is_shown_only_where_it_is_printable() -> None:
+    clear = module._CLEAR.pack(module.MAGIC, 1)
+    for text in (b"\x1b[31mred", b"a\nb", b"\xff\xfe", b"x" * 101):
+        other = Program("n2")
+        size = bytes([len(text)])
+        assert other.refuses(clear + size + text + b"\0", ATTACKER) is Reason.CUT
+        assert other.refuses(clear + b"\7default" + size + text + bytes(100), ATTACKER) is Reason.CUT
+        assert all(note.isprintable() for note in other.gate.take_notes())
 
 
 def test_every_note_is_one_line_that_begins_with_the_host() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import select
 import shutil
@@ -179,6 +180,12 @@ def test_without_a_network_the_nodes_of_a_machine_meet_on_the_loopback(port: int
         assert wait_for(other, 1)[0][0] == b"x"
 
 
+def test_the_loopback_takes_the_port_nowhere_else(make: Callable[..., Lan], port: int) -> None:
+    make()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", port))
+
+
 def test_a_port_that_a_program_holds_alone_is_an_error_with_a_remedy(port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
         holder.bind(("127.255.255.255", port))
@@ -224,7 +231,7 @@ class FailingSocket:
         self.real = real
         self.sent: list[tuple[bytes, Any]] = []
         self.send_errors: dict[str, int] = {}
-        self.receive_errors: list[int] = []
+        self.receive_errors: Iterator[int] = iter(())
 
     def sendto(self, data: bytes, address: tuple[str, int]) -> int:
         if address[0] in self.send_errors:
@@ -234,8 +241,7 @@ class FailingSocket:
         return len(data)
 
     def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
-        if self.receive_errors:
-            number = self.receive_errors.pop(0)
+        for number in self.receive_errors:
             raise OSError(number, os.strerror(number))
         received: tuple[bytes, tuple[str, int]] = self.real.recvfrom(size)
         return received
@@ -343,7 +349,7 @@ def test_a_node_that_is_bound_to_one_address_uses_its_interface_only(port: int) 
 
 @pytest.mark.parametrize("number", [10054, errno.ECONNREFUSED, errno.ENETDOWN, errno.EINTR])
 def test_an_error_that_is_reported_on_reading_stops_nothing(network: Network, number: int) -> None:
-    network.socket.receive_errors = [number] * 3
+    network.socket.receive_errors = iter([number] * 3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"x", ("127.0.0.1", network.node.own_port))
         select.select([network.socket.real], [], [], WAIT_S)
@@ -352,7 +358,7 @@ def test_an_error_that_is_reported_on_reading_stops_nothing(network: Network, nu
 
 
 def test_a_socket_that_reports_nothing_but_errors_holds_nobody_up(network: Network) -> None:
-    network.socket.receive_errors = [errno.ENETDOWN] * 1000
+    network.socket.receive_errors = itertools.repeat(errno.ENETDOWN)
     assert network.node.receive() == []
 
 

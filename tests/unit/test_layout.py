@@ -31,7 +31,8 @@ FLOORS = (
     {"errors", "config"},
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values"},
-    {"client", "worker", "daemon", "beacons", "neighbours", "peers", "offering", "local"},
+    {"beacons", "clients", "committer", "neighbours", "offering", "peers", "projects"},  # the rooms of the daemon
+    {"client", "worker", "daemon", "local"},
     {"cli", "page", "classic", "examples"},
     {"__main__"},
 )
@@ -39,12 +40,7 @@ BESIDE = {
     ("config", "errors"): "a setting that is out of range is an error",
     ("journal", "wal"): "the write-ahead log is a part of the file that the journal opens",
     ("process", "stream"): "a stage process is talked to over the same kind of connection",
-    ("beacons", "lan"): "the daemon's half of discovery, over its adapter",
-    ("daemon", "beacons"): "a part of the daemon, in a file of its own",
-    ("daemon", "neighbours"): "a part of the daemon, in a file of its own",
-    ("daemon", "offering"): "a part of the daemon, in a file of its own",
-    ("daemon", "peers"): "a part of the daemon, in a file of its own",
-    ("neighbours", "peers"): "a part of a part of the daemon",
+    ("neighbours", "peers"): "the neighbours are peers, each with links of its own",
     ("local", "worker"): "run_local runs a stage with the code that a stage process runs it with",
 }
 UPWARD = {

@@ -368,6 +368,15 @@ def test_a_settled_member_is_not_answered() -> None:
     assert node.due() == Due()
 
 
+def test_who_comes_back_after_a_silence_is_a_newcomer() -> None:
+    node = Node(me=member(leader_id="x"))
+    node.hear("z", member(leader_id="x"))
+    node.due()
+    node.now_ms = 60_000
+    node.hear("z", member(leader_id="x"))
+    assert node.due().unicast == (address_of("z"),)
+
+
 def test_the_leader_answers_who_lost_it() -> None:
     node = Node(me=member(leader_id="m", term=5))
     for lost in (member(leader_id=None, term=5), member(leader_id="x", term=4)):
@@ -565,8 +574,8 @@ def test_both_raise_an_alarm_when_both_hold_work_and_none_else() -> None:
 
 def test_of_a_cluster_its_leader_is_believed_and_work_from_whoever_knows_it() -> None:
     node = Node(me=member("c1", has_work=True))
-    node.hear("x", member("c2", leader_id="x", members=4))
     node.hear("y", member("c2", leader_id="x", members=2, has_work=True))
+    node.hear("x", member("c2", leader_id="x", members=4))
     (rival,) = node.discovery.rivals(0)
     assert (rival.members, rival.verdict) == (4, Verdict.STANDS)
 
@@ -735,8 +744,30 @@ def test_a_standby_that_leaves_is_dropped() -> None:
     assert following("a", "b", a=GOOD) == ("a", "")
 
 
+def test_who_waits_for_a_successor_does_not_keep_it_from_its_copy() -> None:
+    configuration = Configuration(voters=("a", "b", "c"), learners=("d",))
+    vitals = {"a": GOOD, "b": GOOD, "c": GOOD, "d": BEHIND}
+    assert next_configuration(configuration, {"a", "b", "d"}, vitals, "a", NOW_MS) is None
+
+
+def test_a_standby_that_is_ready_takes_no_living_voters_place() -> None:
+    living = {name: GOOD for name in "axyb"}
+    assert following("axy", "bc", **living, c=BEHIND) is None
+
+
 def test_of_too_many_voters_the_dead_go_first_and_the_leader_never() -> None:
     assert following("zabcd", a=GOOD, b=DEAD, c=GOOD, d=GOOD) == ("acd", "b")
+    configuration = Configuration(voters=tuple("vwxyz"))
+    vitals = {name: GOOD for name in "vwxy"}
+    result = next_configuration(configuration, set(vitals), vitals, "y", NOW_MS)
+    assert result == Configuration(voters=("v", "w", "y"), learners=("x",))
+
+
+def test_of_two_who_hold_a_copy_the_living_one_stands_by() -> None:
+    configuration = Configuration(voters=("a", "b", "c"), learners=("d", "e"))
+    vitals = {"a": GOOD, "b": GOOD, "c": GOOD, "d": JUST_DIED, "e": GOOD}
+    result = next_configuration(configuration, set("abcde") - {"c"}, vitals, "a", NOW_MS)
+    assert result == Configuration(voters=("a", "b", "e"), learners=("d",))
 
 
 def test_a_member_that_was_never_seen_gets_no_copy() -> None:
