@@ -101,6 +101,7 @@ BEACON_INTERVAL_S_MAX = 2 * BEACON_INTERVAL_S_MIN  # jittered in between: nodes 
 CONNECT_TIMEOUT_S = 10.0  # `connect` and the verbs: an election and a founding window fit several times
 
 # --- Starting and ending --------------------------------------------------------------------------------------------
+MANIFEST_S = 60  # to import a project and see what it holds: large libraries take some seconds
 DRAIN_S = 10.0  # what runs may finish after the first signal; init systems kill after this or more
 DONE_ACKNOWLEDGED_S = 10.0  # how long a leader waits, at the end of `--until-done`, for nodes to learn of it
 

@@ -46,7 +46,7 @@ _LOG_COLUMNS = "idx, term, at_ms, kind, body, chain, commit_idx, crc"
 _META_START: dict[str, Any] = {
     "format": FORMAT, "base_idx": 0, "base_term": 0, "base_at_ms": 0, "base_chain": _CHAIN_ZERO, "term": 0, "voted_for": None,
     "commit_idx": 0, "applied_idx": 0, "applied_term": 0, "applied_at_ms": 0, "applied_hash": bytes(16), "clean_idx": None,
-    "clean_chain": None, "node_id": None, "cluster_id": None, "cluster_name": None, "configuration": None,
+    "clean_chain": None, "node_id": None, "cluster_id": None, "cluster_name": None, "configuration": None, "generation": None,
     **{f"sum_{table}": 0 for table in TABLES},
 }
 _ENTRY_HEAD = struct.Struct(">QQQB")

@@ -157,7 +157,7 @@ class Neighbours:
         members = self.node.raft.configuration.members
         wanted: dict[str, str] = {}
         if self.node_id in members:
-            wanted = {other: found for other in members if self.node_id < other and (found := self.address_of(other))}
+            wanted = {other: found for other in sorted(members) if self.node_id < other and (found := self.address_of(other))}
         leader, address = self.leader()
         if leader is not None and leader != self.node_id and address and self.node_id not in members:
             wanted[leader] = address

@@ -349,11 +349,12 @@ def forget_ran_before(run_folder: Path, boot: str) -> None:
             file.unlink(missing_ok=True)
 
 
-def read_manifest(folder: Path, project: dict[str, Any], timeout_s: float = 60.0) -> dict[str, Any]:
+def read_manifest(folder: Path, project: dict[str, Any], timeout_s: float = config.MANIFEST_S) -> dict[str, Any]:
     """What the project in `folder` holds, found by a child that imports it: `{"manifest": ...}` or `{"error", "code", "traceback"}`."""
     try:
         done = subprocess.run(worker_command("manifest", str(folder), json.dumps(project)), cwd=folder, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, timeout=timeout_s, check=False)
+                              stdout=subprocess.PIPE, timeout=timeout_s, check=False,
+                              process_group=0)  # Ctrl-C is the node's to answer, and no fault of the module
     except subprocess.TimeoutExpired:
         return {"error": f"importing {project['module']} takes longer than {timeout_s:g} s: keep work out of the module's top level",
                 "code": ProjectError.code, "traceback": None}

@@ -797,6 +797,8 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
     """The child that tells a node what a project holds: one JSON line on the real standard output, whatever the module prints."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    if hasattr(signal, "alarm"):
+        signal.alarm(2 * config.MANIFEST_S)  # the node may be gone: a module that never comes back must not stay for ever
     try:
         manifest = load_pipeline(folder, project).manifest()
         refuse_what_cannot_run(manifest)
@@ -812,8 +814,9 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
         remedy = "correct it, or install what it imports" if isinstance(error, ImportError) else "correct it; --verbose shows the traceback"
         answer = {"error": f"importing {project['module']} raised {error_of(error)['text']}{where}: {remedy}", "code": ProjectError.code,
                   "traceback": traceback.format_exc()}
-    out.write(json.dumps(answer) + "\n")
-    out.close()
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
+        out.write(json.dumps(answer) + "\n")
+        out.close()
     return 0
 
 

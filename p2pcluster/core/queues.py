@@ -984,7 +984,7 @@ class State:
             rows["leases"].update({k: v for k, v in self._rows_of("leases", name).items() if len(k) == 2})
             for chunk in queue.chunks:
                 rows["chunks"].update(self._rows_of("chunks", (name, chunk.first)))
-            for digest in queue.keys:
+            for digest in sorted(queue.keys):  # equal states make equal snapshots
                 rows["keys"][(name, digest)] = ()
             for item_id in queue.parked:
                 rows["parked"].update(self._rows_of("parked", (name, item_id)))

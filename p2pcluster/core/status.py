@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from p2pcluster.core.membership import role_of
 from p2pcluster.core.queues import PipelineState, QueueState, State
+from p2pcluster.core.quorum import Configuration
 
 if TYPE_CHECKING:
     from p2pcluster.core.node import Session
@@ -59,9 +61,10 @@ def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
 
 
 def _node(session: Session, raft: Raft) -> dict[str, Any]:
-    configuration = raft.configuration
-    role = "leader" if session.node == raft.leader_id else "voter" if configuration.is_voter(session.node) else (
-        "standby" if session.node in configuration.learners else "worker")
+    committed = raft.committed_configuration
+    # Until a change is through, those who only become voters do not yet help to survive anything: they are shown as what they were.
+    settled = Configuration(committed.voters_old, (), tuple(committed.members - set(committed.voters_old))) if committed.is_joint else committed
+    role = role_of(session.node, settled, raft.leader_id)
     return {"id": session.node, "name": session.name, "role": role, "address": session.facts.get("address"), "alive": True,
             "slots": session.facts.get("slots"), "facts": session.facts}
 

@@ -380,6 +380,22 @@ def test_a_snapshot_is_installed_as_a_whole_or_not_at_all(store: Store, fault: F
         assert (facts(target.state), target.recovered.hard_state) == (before, HardState(0, None))
 
 
+@pytest.mark.parametrize("has_tables", [False, True])
+def test_in_a_new_generation_all_that_the_log_holds_is_committed(node: SoleVoter, has_tables: bool) -> None:
+    if has_tables:
+        node.checkpoint()
+    tail = node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")])
+    node.journal.write(Write(tail, HardState(6, "n2"), commit_index=1))
+    node.crash()
+    assert node.values("p/in") == []
+    assert node.journal.begin_generation(Configuration(("n1",)), node.state) == 1
+    node.crash()
+    assert (node.recovered.commit_index, node.values("p/in")) == (3, [b"one", b"two"])
+    assert node.recovered.hard_state == HardState(7, None)
+    assert read_configuration(node.journal.meta["configuration"]) == Configuration(("n1",))
+    assert node.journal.begin_generation(Configuration(("n1",)), node.state) == 2
+
+
 # --- Writes that fail ------------------------------------------------------------------------------------------------
 
 

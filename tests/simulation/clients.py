@@ -156,6 +156,7 @@ class Producer(Client):
         self.put: list[bytes] = [value for values, _ in self._batches for value in values]
         self._seq = 1
         self._name = self._new_name()
+        self._pause_ms = max(2, int(1.8 * self.world.options.safety_ms / puts))
 
     def _new_name(self) -> str:
         return f"client:{self.world.random.getrandbits(64):016x}"
@@ -177,7 +178,7 @@ class Producer(Client):
         self.checker.acknowledged(asked)
         self._seq += 1
         self._batches.popleft()
-        self.world.after(self.world.random.randrange(1, 400), self._next)
+        self.world.after(self.world.random.randrange(self._pause_ms), self._next)
 
     def _lost(self) -> None:
         if self._batches and self._batches[0][1] is not None and self.world.random.random() < 0.3:

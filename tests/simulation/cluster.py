@@ -20,8 +20,7 @@ from p2pcluster import config, peers
 from p2pcluster.core import node as node_module
 from p2pcluster.core.codec import Message, encode_bytes
 from p2pcluster.core.log import COMMANDS, NOOP, Entry
-from p2pcluster.core.messages import decode_configuration
-from p2pcluster.core.log import CONFIG
+from p2pcluster.core.membership import voters_wanted
 from p2pcluster.core.quorum import Configuration, has_majority
 from p2pcluster.core.raft import HardState
 from p2pcluster.journal import Write
@@ -165,13 +164,20 @@ class Simulation:
     def _choose_majority(self) -> list[Machine]:
         """Machines that hold a majority of every configuration that may be in force."""
         well = [machine for machine in self.machines if not machine.is_gone]
-        configurations = self._configurations()
         for machine in self.random.sample(well, len(well)):
             rest = [other for other in well if other is not machine]
-            ids = {other.node_id for other in rest if other.node_id}
-            if rest and all(has_majority(c, ids) for c in configurations) and self.random.random() < 0.6:
+            if self.random.random() < 0.6 and self._is_enough(rest):
                 well = rest
         return well
+
+    def _is_enough(self, machines: list[Machine]) -> bool:
+        """Whether these are a majority of every configuration that may be in force, or may come to be before anybody can know
+        that the others are gone: any of those who have a copy may be about to get a vote."""
+        ids = {machine.node_id for machine in machines if machine.node_id}
+        configurations = self._configurations()
+        copies = {member for configuration in configurations for member in configuration.members}
+        spare = max(1, (voters_wanted(len(copies)) - 1) // 2)
+        return bool(machines) and len(copies - ids) <= spare and all(has_majority(c, ids) for c in configurations)
 
     def _configurations(self) -> list[Configuration]:
         """Those that somebody goes by, or may go by again."""
@@ -180,8 +186,6 @@ class Simulation:
             if machine.life is not None and machine.life.cluster_id == self.checker.main_id:
                 found.update(configuration for _, configuration in machine.life.node.raft._configurations)
         found |= self.checker.configurations()
-        # A leader may be about to give a standby a vote.
-        found |= {Configuration(tuple(sorted(c.members))) for c in found}
         return [configuration for configuration in found if configuration.voters]
 
     # ---- progress
@@ -286,6 +290,7 @@ class Simulation:
             (options.one_way_every_ms, self._cut_one_way), (options.udp_cut_every_ms, lambda: self._cut_kind("udp")),
             (options.tcp_cut_every_ms, lambda: self._cut_kind("tcp")), (options.pause_every_ms, lambda: self._pause(False)),
             (options.clock_stop_every_ms, lambda: self._pause(True)), (options.leave_every_ms, self._leave),
+            (options.stop_every_ms, self._stop),
             (options.commit_error_every_ms, self._commit_error), (options.disk_full_every_ms, self._fill_disk),
         ):
             self.world.every(mean_ms, cause, until_ms)
@@ -367,15 +372,25 @@ class Simulation:
 
     def _can_do_without(self, machine: Machine) -> bool:
         """Whether a majority of every configuration is left when this machine's copy is lost for good."""
-        left = {other.node_id for other in self.machines if other is not machine and not other.is_gone and other.node_id}
-        return bool(left) and all(has_majority(c, left) for c in self._configurations())
+        return self._is_enough([other for other in self.machines if other is not machine and not other.is_gone])
 
     def _leave(self) -> None:
-        """A machine is switched off and never comes back."""
+        """A node leaves in order, or its machine is switched off for good."""
         machine = self._someone()
-        if machine is not None and self._can_do_without(machine):
-            machine.crash("left", self.random.random() < 0.3)
+        if machine is None or not self._can_do_without(machine):
+            return
+        if self.random.random() < 0.7:
+            assert machine.life is not None
+            machine.life.event(machine.life.leave)
+        else:
+            machine.crash("for good", self.random.random() < 0.3)
             machine.is_gone = True
+
+    def _stop(self) -> None:
+        """A node stops in order, and starts again after a while."""
+        machine = self._someone()
+        if machine is not None and machine.life is not None:
+            machine.life.event(machine.life.stop)
 
     def _wipe(self) -> None:
         machine = self._someone()

@@ -111,6 +111,10 @@ class Disk:
         self.journal.install(head, rows, hard_state)
         self.durable = Durable(hard_state or self.durable.hard_state, {}, head.index, head.index)
 
+    def close(self) -> None:
+        """The journal is closed in order."""
+        self.journal.close()
+
     def crash(self) -> None:
         """Nobody uses the journal any more."""
         self._store.crash()

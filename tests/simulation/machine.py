@@ -44,6 +44,7 @@ from tests.simulation.processes import ROLES, SimProcess
 from tests.simulation.world import PORT, End, Network, SimSession, World, host_of, number_of
 
 TICK_MS = 20
+DRAIN_MS = 2_000  # less than a real node's, so that a drain that is not over by then happens
 DOORS_MAX = 3
 COMPACT_BYTES = 2_000
 VOTES = (PreVoteRequest, PreVoteReply, VoteRequest, VoteReply)
@@ -115,6 +116,20 @@ class Machine:
         self.disk.crash()
         if self.is_paused:
             self.wake()
+
+    def ended(self) -> None:
+        """The node has ended in order."""
+        assert self.life is not None
+        self.world.mark(self.name, "ends")
+        has_left = self.life.has_left
+        self.life = None
+        if has_left and self.random_share() < 0.5:
+            self.is_gone = True
+        else:
+            self.start_later(self.world.random.randrange(50, 100 + self.options.down_ms_max))
+
+    def random_share(self) -> float:
+        return self.world.random.random()
 
     def start_later(self, delay_ms: int) -> None:
         self.world.after(delay_ms, self.start)
@@ -232,6 +247,9 @@ class Life:
         self._fetched: dict[str, list[bytes]] = {}
         self._counter = 0
         self._is_pumping = False
+        self.has_left = self._is_leaving = False
+        self._left_by: tuple[str, int] | None = None
+        self._stopping_by_ms: int | None = None
         self._said_beacon_ms = 0
 
     def now_ms(self) -> int:
@@ -319,6 +337,55 @@ class Life:
         records = {record["name"]: record["reads"] for record in pipeline.MANIFEST["stages"]}
         return str(records[process.spec.stage])
 
+    def stop(self) -> None:
+        """What `Daemon.stop` does: let what runs finish, then end."""
+        if self._stopping_by_ms is None:
+            self.world.mark(self.name, "stops")
+            self._stopping_by_ms = self.now_ms() + DRAIN_MS
+            self.executor.drain()
+            self.node.hand_over()
+
+    def leave(self) -> None:
+        """What `Daemon.leave` does: go for good."""
+        if self._led_by is None or (len(self.node.state.members) < 2 and self.node.is_serving):
+            return
+        if self.node.is_serving and not self.node.hand_over():
+            return
+        self.world.mark(self.name, "leaves")
+        self._is_leaving = True
+        self.executor.drain()
+
+    def _keep_leaving(self) -> None:
+        if not self._is_leaving or self._stopping_by_ms is not None or not self.executor.is_idle:
+            return
+        if self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
+            self._left_by = self._led_by
+            self._to_leader(Message("leave", {}))
+
+    def _maybe_end(self) -> None:
+        if self._stopping_by_ms is None or self._busy is not None:
+            return
+        if self.executor.is_idle or self.now_ms() > self._stopping_by_ms:
+            self._close()
+
+    def _close(self) -> None:
+        """What `Daemon._close` does."""
+        for process in self.processes.values():
+            process.is_alive = False
+        self.node.admit_all()
+        self._pump()
+        while self._busy is not None:
+            write, self._busy = self._busy, None
+            self._written = self.write(write)
+            self._pump()
+        self.is_up = False
+        for end in self._ends:
+            end.close()
+        self.write(Write(commit_index=self.node.raft.commit_index, checkpoint=checkpoint_of(self.node.state),
+                         configuration=self.node.applied_configuration))
+        self.machine.disk.close()
+        self.machine.ended()
+
     def _on_note(self, text: str) -> None:
         raise AssertionError(f"{self.name}: a correct peer broke the protocol: {text}")
 
@@ -338,6 +405,7 @@ class Life:
                 self.world.after(self.random.randrange(3), self._catch_up)
             elif not self._is_pumping or not may_wait:
                 self._pump()
+                self._maybe_end()
         except JournalError as error:
             self.machine.crash(f"after {error}")
             self.machine.start_later(self.random.randrange(20, 20 + self.options.down_ms_max))
@@ -347,7 +415,8 @@ class Life:
             self.machine.crash("in a write", power)
             self.machine.start_later(self.random.randrange(20, 20 + self.options.down_ms_max))
             return
-        self.checker.look(self)
+        if self.is_up:
+            self.checker.look(self)
 
     def _catch_up(self) -> None:
         def nothing() -> None:
@@ -379,6 +448,7 @@ class Life:
         self._find(now_ms)
         self._sync_leader()
         self._keep_house(now_ms)
+        self._keep_leaving()
 
     # ---- beacons and votes
 
@@ -502,6 +572,10 @@ class Life:
     def _on_leader_message(self, message: Message) -> None:
         if message.kind == "bundle_slice":
             self._on_bundle_slice(message)
+            return
+        if message.kind == "left":
+            self.has_left = True
+            self.stop()
             return
         self.checker.told(self, message)
         self.executor.on_leader(message, self.now_ms())

@@ -39,6 +39,7 @@ class Options:
     torn_share: float = 0.4  # of what was being written when it crashed
     kept_share: float = 0.3  # the rest of it is lost
     leave_every_ms: int = 0
+    stop_every_ms: int = 0
     wipes: int = 0
     # disks
     fsync_ms_max: int = 0  # 0: written within the event
@@ -83,7 +84,7 @@ def draw(seed: int, **given: Any) -> Options:
         udp_cut_every_ms=sometimes(0.15, 2000, 6000), tcp_cut_every_ms=sometimes(0.25, 2000, 6000), reset_share=random.random(),
         pause_every_ms=sometimes(0.25, 1000, 5000), clock_stop_every_ms=sometimes(0.15, 2000, 6000),
         crash_every_ms=random.randrange(1500, 5500), power_share=random.random() * 0.6, down_ms_max=random.choice((300, 1500, 4000)),
-        leave_every_ms=sometimes(0.1, 3000, 8000), wipes=int(random.random() < 0.12),
+        leave_every_ms=sometimes(0.15, 3000, 8000), stop_every_ms=sometimes(0.2, 2000, 8000), wipes=int(random.random() < 0.12),
         fsync_ms_max=random.choice((0, 0, 3, 25)), commit_error_every_ms=sometimes(0.2, 2000, 8000), disk_full_every_ms=sometimes(0.1, 3000, 8000),
         log_bytes_max=random.choice((3_000, 20_000, 1 << 28)), body_memory_bytes_max=random.choice((0, 300, 1 << 27)),
         log_memory_bytes_max=random.choice((0, 2_000, 1 << 24)),

@@ -178,6 +178,8 @@ class SimSource(SimProcess):
         self._at = self._start(message)
         self._seq = self._acked = fields["seq"]
         self._has_ended = False
+        batches = len(self._values) / 2.5
+        self._pause_ms = max(1, int(0.9 * self.life.options.safety_ms / batches)) if self.world.random.random() < 0.8 else 10
         self._emit()
 
     def _start(self, message: Message) -> int:
@@ -200,7 +202,7 @@ class SimSource(SimProcess):
         self._seq += 1
         self._has_ended = not batch
         self._put(batch)
-        self.later(random.randrange(1, 30), self._emit)
+        self.later(random.randrange(2 * self._pause_ms), self._emit)
 
     def _put(self, batch: list[bytes]) -> None:
         source: dict[str, Any] = {"finished": not batch}

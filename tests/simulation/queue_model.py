@@ -557,7 +557,7 @@ class Chooser:
         """What one commit brings: mostly a few commands, at times many small puts to one queue."""
         self._seqs.clear()
         if self.random.random() < 0.1:
-            return [message for _ in range(12) for message in self._a_client_put(self.random.choice(["p/in", "w/x", "p/d", "p/d"]), "c3")]
+            return self._small_puts()
         found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
         for message in found:
             commands.check(message)
@@ -591,14 +591,20 @@ class Chooser:
 
     # ---- puts
 
-    def _a_client_put(self, queue: str | None = None, key: str | None = None, keyed: bool = False) -> list[Message]:
-        key = key or self.random.choice(["c1", "c2"])
+    def _small_puts(self) -> list[Message]:
+        """Many of them to one queue, each a little."""
+        known = self.model.producers.get("c3", ModelProducer())
+        queue = self.random.choice(["p/in", "w/x", "p/d", "p/d"])
+        return [commands.put("c3", known.epoch, known.seq + 1 + number, [self._port([queue], False)]) for number in range(12)]
+
+    def _a_client_put(self, queue: str | None = None, keyed: bool = False) -> list[Message]:
+        key = self.random.choice(["c1", "c2"])
         known = self.model.producers.get(key)
         last = self._seqs.get(key, known.seq if known else 0)
         seq = max(1, last + self.random.choice([1] * 8 + [0, 2]))
         self._seqs[key] = seq if seq == last + 1 else last
         epoch = (known.epoch if known else 0) + self.random.choice([0] * 9 + [1])
-        ports = [self._port([queue or self._name()], keyed or (queue is None and self.random.random() < 0.4))]
+        ports = [self._port([queue or self._name()], keyed or self.random.random() < 0.4)]
         if queue is None and self.random.random() < 0.2:
             ports.append(self._port(self.random.sample(sorted({*self.model.queues, "p/nowhere", "w/x"}), 2), self.random.random() < 0.5))
         message = commands.put(key, epoch, seq, ports)
@@ -722,6 +728,9 @@ class Chooser:
             producer = self.model.producers.get(key, ModelProducer(epoch=1))
             ends[0] = commands.put(key, producer.epoch, producer.seq + 1, [], {"finished": True})
         left = self.random.choice([None, *[queue.name for queue in self.model.queues.values() if queue.of("delayed", "leased", "parked")]])
+        others = [item.id for item in self.model.queues[left].of("ready", "leased")] if left else []
+        if left and others and self.random.random() < 0.7:  # what is left is then delayed or parked
+            ends.append(commands.done(left, [(i, i + 1) for i in others], []))
         ends += [Message("discard", {"queue": name, "ids": None}) for name, queue in self.model.queues.items()
                  if name != left and ((queue.record and queue.record["read_by"]) or self.random.random() < 0.2)]
         again = [message for _ in range(2) for message in self._a_client_put("p/in", keyed=True)]

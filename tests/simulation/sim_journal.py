@@ -21,7 +21,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.snapshot import Head, TableRow, configuration_text
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
-from p2pcluster.journal import Compaction, Filled, Recovered, Write, apply_entry, next_chain, pinned_entry
+from p2pcluster.journal import Compaction, Filled, Recovered, Write, apply_entry, checkpoint_of, next_chain, pinned_entry
 
 _CHUNK_COLUMNS = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
 _KEY_COLUMNS = TABLES["chunks"].key_columns
@@ -299,6 +299,14 @@ class SimJournal:
     def log_bytes(self) -> int:
         """How many bytes the log's entries hold."""
         return sum(len(entry.body) for entry in self._disk.image.entries.values())
+
+    def begin_generation(self, configuration: Configuration, state: State) -> int:
+        """Make this copy the cluster: all that the log holds is committed. Returns the new generation."""
+        image = self._disk.image
+        generation = int(image.meta.get("generation") or 0) + 1
+        self.write(Write(hard_state=HardState(image.hard_state.term + 1, None), commit_index=image.last_index, checkpoint=checkpoint_of(state),
+                         configuration=configuration, meta=(("generation", generation),)))
+        return generation
 
     # ---- keeping small
 

@@ -211,6 +211,7 @@ def test_the_multicast_of_other_systems_stays_on_the_machine(port: int, monkeypa
         one.broadcast(b"x")
         assert wait_for(other, 1) == [(b"x", Address("127.0.0.1", one.own_port))]
         assert other.interfaces()[0].broadcast == lan.LOOPBACK_GROUP
+        assert one.sockets()[1].getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL) == 0
 
 
 def test_where_interfaces_cannot_be_asked_the_limited_broadcast_is_used(
@@ -627,6 +628,16 @@ def test_a_cable_that_is_pulled_and_put_back_is_survived(switch: Switch) -> None
     switch.run("link", "set", "eth0", "up", inside=there)
     one.tell("broadcast found")
     other.wait_for("heard found")
+
+
+def test_an_interface_that_is_down_is_not_in_use(switch: Switch) -> None:
+    there = switch.host("a", "10.77.0.1/24", "10.88.0.1/24")
+    switch.run("link", "set", "eth0", "down", inside=there)
+    node = switch.start(there, HOST, "0.0.0.0", "47400")
+    node.tell("interfaces")
+    assert node.wait_for("way") == "way eth1 10.88.0.1 10.88.0.255 0"
+    node.wait_for("did interfaces")
+    assert node.lines == []
 
 
 def test_a_node_bound_to_one_address_speaks_in_its_network_only(switch: Switch) -> None:

@@ -574,6 +574,7 @@ def test_both_raise_an_alarm_when_both_hold_work_and_none_else() -> None:
 
 def test_of_a_cluster_its_leader_is_believed_and_work_from_whoever_knows_it() -> None:
     node = Node(me=member("c1", has_work=True))
+    node.hear("w", member("c2", leader_id="x", members=2))
     node.hear("y", member("c2", leader_id="x", members=2, has_work=True))
     node.hear("x", member("c2", leader_id="x", members=4))
     (rival,) = node.discovery.rivals(0)
@@ -764,10 +765,8 @@ def test_of_too_many_voters_the_dead_go_first_and_the_leader_never() -> None:
 
 
 def test_of_two_who_hold_a_copy_the_living_one_stands_by() -> None:
-    configuration = Configuration(voters=("a", "b", "c"), learners=("d", "e"))
-    vitals = {"a": GOOD, "b": GOOD, "c": GOOD, "d": JUST_DIED, "e": GOOD}
-    result = next_configuration(configuration, set("abcde") - {"c"}, vitals, "a", NOW_MS)
-    assert result == Configuration(voters=("a", "b", "e"), learners=("d",))
+    living = {name: GOOD for name in "abcde"}
+    assert following("abcde", "fg", **living, f=JUST_DIED, g=GOOD) == ("abcde", "g")
 
 
 def test_a_member_that_was_never_seen_gets_no_copy() -> None:
