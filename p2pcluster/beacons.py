@@ -17,7 +17,7 @@ import p2pcluster
 from p2pcluster import config
 from p2pcluster.config import Address, Options
 from p2pcluster.core import protocol
-from p2pcluster.core.datagram import Beacon, Gate, Heard, Refused, State, ballots
+from p2pcluster.core.datagram import Beacon, Gate, Heard, Refused, State, ballots, short_name
 from p2pcluster.core.membership import AskForKey, Decision, Discovery
 from p2pcluster.core.messages import PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, VoteRequest
 from p2pcluster.lan import Lan, Seeds
@@ -43,7 +43,7 @@ class Beacons:
         self._gate = self._gate_for(key)
         host = None if options.advertise is None else options.advertise
         me = Beacon(
-            name=name, state=State.FRESH, cluster_id=cluster_id, generation=0, term=0, leader_id=None, leader_address=None, last_index=0,
+            name=short_name(name), state=State.FRESH, cluster_id=cluster_id, generation=0, term=0, leader_id=None, leader_address=None, last_index=0,
             last_term=0, commit_index=0, role="none", voters=0, members=0, has_work=False, expect=options.expect, tcp_host=host,
             tcp_port=tcp_port, udp_port=self.lan.own_port, interval_ms=1, package=p2pcluster.__version__, python=platform.python_version(),
         )

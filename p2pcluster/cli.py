@@ -404,8 +404,11 @@ def _show_parked(cluster: Cluster, item: dict[str, Any]) -> None:
     error = item["error"]
     print(f"{item['id']}: parked after {item['deliveries']} deliveries, in run {item['run']}, on node {error.get('node')}")
     print(f"  why: {error.get('text')}")
-    value = Cluster(cluster.link, item["queue"].partition("/")[0]).parked_value(item["queue"].partition("/")[2], _number(item))
-    print(f"  value: {_json_line(value)[:500]}")
+    try:
+        value = Cluster(cluster.link, item["queue"].partition("/")[0]).parked_value(item["queue"].partition("/")[2], _number(item))
+        print(f"  value: {_json_line(value)[:500]}")
+    except ValueRefused as refusal:
+        print(f"  value: {refusal}")
     if error.get("traceback"):
         print("  traceback:\n    " + error["traceback"].rstrip().replace("\n", "\n    "))
     for line in error.get("stderr") or []:

@@ -223,7 +223,7 @@ class Items:
         self._queue = queue
         self._left = limit
         self._wait_s = wait_s
-        self._held: deque[tuple[int, Any]] = deque()
+        self._held: deque[tuple[int, bytes]] = deque()
         self._taken_by = 0  # the request that `_held` and `_current` came by
         self._fence: list[Any] = []
         self._current: int | None = None
@@ -257,7 +257,8 @@ class Items:
             self._fetch()
         if not self._held:
             raise StopIteration
-        self._current, value = self._held.popleft()
+        value = self._cluster.value_of(self._queue, self._held[0][1])  # what cannot be read stays held, and goes back
+        self._current, _ = self._held.popleft()
         if self._left is not None:
             self._left -= 1
         return value
@@ -269,7 +270,7 @@ class Items:
         message = self._cluster.check(self._granted(take, deadline_s), self._queue)
         if message.kind == "grant":
             self._fence = message.fields["fence"]
-            self._held.extend(self._cluster.values_of(self._queue, message))
+            self._held.extend(bodies_of(message))
 
     def _granted(self, take: Message, deadline_s: float | None) -> Message:
         """The answer to `take`, which is asked again where the connection is lost or nobody leads yet."""
@@ -482,19 +483,18 @@ class Cluster:
             message = self.check(self.link.call(Message("read", {"queue": full, "after": after, "count": TAKE_ITEMS_MAX * 10})), queue)
             if message.kind != "values":
                 return
-            for item_id, value in self.values_of(queue, message):
+            for item_id, body in bodies_of(message):
                 after = item_id
-                yield value
+                yield self.value_of(queue, body)
 
-    def values_of(self, queue: str, message: Message) -> Iterator[tuple[int, Any]]:
-        """The ids and values of a grant."""
-        decode_value = DECODERS[self.queue_record(queue)["codec"]]
-        for number, (lo, hi, _, _) in enumerate(message.fields["pieces"]):
-            lengths, body = message.blobs[2 * number], bytes(message.blobs[2 * number + 1])
-            start = 0
-            for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
-                yield item_id, decode_value(body[start : start + size])
-                start += size
+    def value_of(self, queue: str, body: bytes) -> Any:
+        """The value of an item's bytes. Raises `ValueRefused` for one that cannot be made in this program."""
+        codec = "pickle" if body[:1] == b"\x80" else "json"  # JSON never begins so, and a queue of an older version is in no manifest
+        try:
+            return DECODERS[codec](body)
+        except Exception as error:
+            raise ValueRefused(f"a value of {queue!r} cannot be read here ({type(error).__name__}: {error}): do this where what its class "
+                               "needs can be imported, as in the project's folder") from error
 
     # ---- the pipeline
 
@@ -532,9 +532,9 @@ class Cluster:
 
     def parked_value(self, queue: str, item_id: int) -> Any:
         """The value of one parked item."""
-        reply = self.check(self.link.call(Message("value", {"queue": self.full(queue), "id": item_id})), f"{queue}:{item_id}")
-        ((_, value),) = self.values_of(queue, reply)
-        return value
+        reply = self.check(self.link.call(Message("value", {"queue": f"{self.pipeline}/{queue}", "id": item_id})), f"{queue}:{item_id}")
+        ((_, body),) = bodies_of(reply)
+        return self.value_of(queue, body)
 
     def retry(self, stage: str, ids: list[int] | None = None) -> int:
         """Give parked items of a stage (or queue) another set of deliveries; returns how many."""
@@ -551,8 +551,10 @@ class Cluster:
         return name
 
     def _on_parked(self, kind: str, queue: str, ids: list[int] | None) -> int:
-        reply = self.check(self.link.call(Message(kind, {"queue": self.full(queue), "ids": ids})), queue)
-        return int(reply.fields.get("count", 0))
+        reply = self.link.call(Message(kind, {"queue": f"{self.pipeline}/{queue}", "ids": ids}))
+        if reply.fields.get("code") == "unknown_queue":
+            self.queue_record(queue)  # which names those that there are; a queue of an older version is not among them and may be meant
+        return int(self.check(reply, queue).fields.get("count", 0))
 
     def close(self, name: str) -> None:
         """End a source, or a queue that is fed from outside. Raises `UnknownName`, which names those that there are."""
@@ -585,6 +587,16 @@ def connect(pipeline: str | None = None, cluster: str | None = None, timeout_s: 
     flags = {"cluster": cluster, "home": None if home is None else os.fspath(home), "seed": None if seed is None else [seed],
              "authkey_file": None if authkey_file is None else os.fspath(authkey_file)}
     return Cluster(Link(resolve_options(flags, os.environ, {}), timeout_s), pipeline)
+
+
+def bodies_of(message: Message) -> Iterator[tuple[int, bytes]]:
+    """The ids and bytes of the items in a grant."""
+    for number, (lo, hi, _, _) in enumerate(message.fields["pieces"]):
+        lengths, body = message.blobs[2 * number], bytes(message.blobs[2 * number + 1])
+        start = 0
+        for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
+            yield item_id, body[start : start + size]
+            start += size
 
 
 def _batches(bodies: list[bytes]) -> Iterator[tuple[int, int]]:

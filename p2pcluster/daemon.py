@@ -58,6 +58,7 @@ DOORS_MAX = 3  # nodes of a cluster that a newcomer knocks at together
 MEMBERS_TOLD_MAX = 20  # addresses that a client hears when it connects, to find another node when this one has gone
 TICK_S = 0.02
 IDLE_TICK_S = 0.1
+HEARTBEAT_TICK_S = 0.05  # half of Raft's interval between heartbeats
 COMPACT_BYTES = 1 << 20  # copied in one slice, or a fourth of what is deleted
 WAL_BUSY_BYTES = config.WAL_BYTES_MAX // 2  # copied back while work goes on, which then waits for it ...
 WAL_IDLE_BYTES = config.WAL_BYTES_MAX // 64  # ... and long before that when there is none
@@ -78,6 +79,8 @@ class Daemon:
         self._key = derive_key(key or secrets.token_bytes(32))  # without one nobody gets in, until there is one
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         self._led_by: tuple[str, int] | None = None
         self._has_settled = False
         self._printer = process.Printer(sys.stdout, self.wake)
@@ -101,8 +104,8 @@ class Daemon:
         """Serve until told to stop, or until the offered run is done. Raises `ClusterError` for what stops a node."""
         self.journal, recovered = Journal.open(self.home.journal, self.home.mark)
         try:
-            self._start(recovered)
             with self._signal_handlers():
+                self._start(recovered)
                 while self._exit_code is None:
                     self._turn()
         except BaseException:
@@ -124,8 +127,6 @@ class Daemon:
                             f"another --home, or --cluster {meta['cluster_name']}")
         self.node_id, self.cluster_id, self.generation = node_id, meta.get("cluster_id"), int(meta.get("generation") or 0)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
         self._listener = self._listen()
         self._listener.register(self._selector)
         self.address = f"{self.options.advertise or self._listener.address[0]}:{self._listener.address[1]}"
@@ -460,8 +461,11 @@ class Daemon:
         return now is not None and now.data is key.data
 
     def _timeout_s(self) -> float:
-        busy = bool(self._processes.processes) or self._stopping_by_s is not None or self.node.has_work
-        return TICK_S if busy else IDLE_TICK_S
+        """Until the clock has to be looked at: often while something is in hand, else as often as others wait to hear of this node."""
+        busy = self.executor.is_busy or self._stopping_by_s is not None or self.node.has_pending or self.neighbours.is_sending
+        if busy or self.cluster_id is None or not self.node.is_serving:
+            return TICK_S
+        return HEARTBEAT_TICK_S if self._peers.peers else IDLE_TICK_S
 
     def _tick(self, now_s: float) -> None:
         self._ticked_s = now_s
@@ -646,8 +650,7 @@ class Daemon:
         if overdue or (self._compacting and not self.node.has_work):
             write = self._next_write(None)
             self._after_write(self._committer.write(write), write.compact is not None)
-        wal_bytes = self.journal.wal_bytes
-        if wal_bytes > (WAL_BUSY_BYTES if self.node.has_work else WAL_IDLE_BYTES):
+        if self.journal.wal_bytes_due > (WAL_BUSY_BYTES if self.node.has_work else WAL_IDLE_BYTES):
             self._committer.begin(self._checkpoint_wal)
 
     def _checkpoint_wal(self) -> Compaction:

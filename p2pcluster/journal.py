@@ -53,6 +53,8 @@ _ENTRY_HEAD = struct.Struct(">QQQB")
 _MARK = struct.Struct(">8sQQQ16sI")
 _MARK_MAGIC = b"p2pmark1"
 _MARK_SLOT_BYTES = 64
+_PAGE_BYTES = 4096
+_PAGES_PER_ENTRY = 4  # beside its body's: the leaf, what is above it, and now and then the tables' changes
 SUM_MASK = 0x7FFF_FFFF_FFFF_FFFF  # of the sums of CRCs in `meta`: what an SQLite integer holds
 
 
@@ -228,6 +230,7 @@ class Journal:
     def __init__(self, path: Path, connection: sqlite3.Connection, mark: Mark, reader: JournalReader) -> None:
         self.path = path
         self.commits = 0
+        self.wal_bytes_due = 0  # about how much of the write-ahead log is not copied back; the file itself does not shrink
         self._db = connection
         self._mark = mark
         self._reader_db: sqlite3.Connection | None = None
@@ -314,6 +317,7 @@ class Journal:
         self._chain = chain
         self._last_index = entry.index
         self._log_bytes += len(entry.body)
+        self.wal_bytes_due += len(entry.body) + _PAGES_PER_ENTRY * _PAGE_BYTES
 
     def _truncate(self, from_index: int) -> None:
         commit = max(self._db.execute("SELECT max(commit_idx) FROM journal").fetchone()[0] or 0, self._meta["commit_idx"])
@@ -574,7 +578,10 @@ class Journal:
     def checkpoint_wal(self) -> None:
         """Copy the write-ahead log back into the file, as far as no reader needs it."""
         with _sqlite_errors(self.path):
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            _, frames, copied = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self.wal_bytes_due = (frames - copied) * _PAGE_BYTES
+            if self.wal_bytes > config.WAL_BYTES_MAX:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @property
     def wal_bytes(self) -> int:

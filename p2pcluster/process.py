@@ -121,6 +121,7 @@ class StageProcess:
         self.connection = connection
         self.stderr_lines: deque[str] = deque(maxlen=config.STDERR_LINES_KEPT)
         self.pidfd: int | None = None
+        self.waits_to_write = False
         self._position = position
         self._position_file = position_file
         self._partial: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -245,10 +246,11 @@ class ProcessTable:
             process.connection.flush()
         except ConnectionClosed:
             return  # its end is noticed by itself
-        if process.connection in self._selector.get_map():
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.connection.wants_write else 0)
-            if self._selector.get_key(process.connection).events != wanted:
-                self._selector.modify(process.connection, wanted, self._selector.get_key(process.connection).data)
+        wants_write = process.connection.wants_write
+        if wants_write != process.waits_to_write and process.connection in self._selector.get_map():
+            process.waits_to_write = wants_write
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if wants_write else 0)
+            self._selector.modify(process.connection, wanted, self._selector.get_key(process.connection).data)
 
     def _on_socket(self, process: StageProcess, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:

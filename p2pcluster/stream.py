@@ -215,11 +215,14 @@ class Connection:
         payloads: list[Buffer] = []
         budget = READ_BYTES_MAX
         while budget > 0:
-            count = self._receive(self._reader.space())
+            space = self._reader.space()
+            count = self._receive(space)
             if count == 0:
                 break
             budget -= count
             payloads += self._reader.received(count)
+            if count < len(space):
+                break  # the socket is empty, as far as anyone can know without asking once more
         if self._end is not None and not payloads:
             raise self._end
         if self.session is None:

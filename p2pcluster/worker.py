@@ -45,7 +45,7 @@ PROGRESS_S = 0.5  # what a function says of its progress goes on this often at m
 _STRIDE_MAX = 16  # items between two looks at the clock
 OUTPUTS_BYTES_MAX = 2 * config.VALUE_BYTES_MAX  # of one item: they travel in one message, which a frame has to hold
 _LARGE_BYTES = 4096  # values above this are counted towards a batch's bytes; `WORK_ITEMS_MAX` of those below it fit anyway
-REPORT_INTERVAL_NS = 4_000_000  # results of a long piece of work go ahead after this
+REPORT_INTERVAL_NS = 10_000_000  # results of a piece of work that takes longer than it was cut for go ahead after this
 _SPECIAL = frozenset({type(DROP), To, At})
 _NOTHING = object()
 
@@ -308,6 +308,10 @@ class _Pace:
         self._stride = 1
         self.is_due = False
 
+    def begin(self) -> None:
+        """The interval begins now: what was waited for does not count."""
+        self.since_ns = time.monotonic_ns()
+
     def look(self) -> int:
         """How many items to run before the next look. `is_due` afterwards: whether the interval is over; it then begins anew."""
         now_ns = time.monotonic_ns()
@@ -477,6 +481,7 @@ class SourceRunner:
                 if full or pace.is_due:
                     with self._lock:
                         self._flush(wait=full)
+                    pace.begin()
                 if self._stop:
                     return
 
@@ -527,8 +532,8 @@ class SourceRunner:
             with self._lock:
                 self._flush(wait=full)
 
-    def _flush(self, wait: bool) -> None:
-        """Put what has come together. With all batches in flight it goes on growing, or waits when it must.
+    def _flush(self, wait: bool, count: int | None = None) -> None:
+        """Put what has come together, or the first `count` values. With all batches in flight it goes on growing, or waits when it must.
 
         A source that is told to stop puts the rest all the same: a function would not give it again.
         """
@@ -536,7 +541,7 @@ class SourceRunner:
             if not wait:
                 return
             self._lock.wait()
-        count = len(self._buffer)
+        count = len(self._buffer) if count is None else min(count, len(self._buffer))
         if count or self._cursor is not None:
             taken = self._buffer[:count]
             del self._buffer[:count]  # in place, and no more than was taken: the source may go on appending meanwhile
@@ -593,9 +598,10 @@ class SourceRunner:
             time.sleep(config.SOURCE_FLUSH_S)
             stopping = self._stop  # then the last look is now: the source may stay in its function until it is killed
             seen = len(self._buffer) if stopping else seen
-            if len(self._buffer) == seen > 0 and first_refused(self._buffer[:seen]) is None:
+            has_room = self._seq - self._acked < config.SOURCE_BATCHES_IN_FLIGHT
+            if has_room and len(self._buffer) == seen > 0 and first_refused(self._buffer[:seen]) is None:
                 with self._lock:
-                    self._flush(wait=False)
+                    self._flush(wait=False, count=seen)  # what came since was not looked at
             seen = len(self._buffer)
             self._is_asleep = not seen  # said before the last look, as the source appends before it looks at this
             if self._is_asleep and not self._buffer:

@@ -246,7 +246,10 @@ class Gate:
     def __init__(
         self, key: bytes | None, cluster: str, node_id: str, boot_id: str, secret: bytes, protocol: int
     ) -> None:
-        """`key` is `handshake.derive_key`'s, or None for a node that has none yet; `secret` is 32 bytes of chance."""
+        """`key` is `handshake.derive_key`'s, or None for a node that has none yet; `secret` is 32 bytes of chance.
+
+        One gate for a boot id and a key: a second one would number from 1 again, and not be heard.
+        """
         assert len(secret) >= 32
         assert all(0 < len(text.encode()) <= TEXT_CHARS_MAX for text in (cluster, node_id, boot_id))
         self.cluster = cluster

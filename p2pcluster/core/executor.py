@@ -137,6 +137,8 @@ class StageWork:
     buffer: deque[Slice] = field(default_factory=deque)
     deliveries: dict[int, int] = field(default_factory=dict)
     service_us: float | None = None
+    measured_us: float = 0.0
+    measured_items: float = 0.0
     crashes: int = 0
     start_at_ms: int = 0
     trouble: str | None = None
@@ -167,8 +169,10 @@ class StageWork:
         return processes * (per_process + spare)
 
     def measure(self, elapsed_us: float, count: int) -> None:
-        sample = elapsed_us / count
-        self.service_us = sample if self.service_us is None else self.service_us + SERVICE_WEIGHT * (sample - self.service_us)
+        """Decayed sums of time and items, divided: one item that had to wait for the processor weighs as one, not as a thousand."""
+        self.measured_us += elapsed_us - SERVICE_WEIGHT * self.measured_us
+        self.measured_items += count - SERVICE_WEIGHT * self.measured_items
+        self.service_us = self.measured_us / self.measured_items
 
 
 class Start(NamedTuple):
@@ -745,6 +749,11 @@ class Executor:
         for stage in self.stages.values():
             stage.desired = 0
         self._settle()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is in hand that time matters to: then the clock is looked at more often."""
+        return any(not p.ready or p.works or p.unacked or p.stopping for p in self.processes.values())
 
     @property
     def is_idle(self) -> bool:

@@ -143,6 +143,11 @@ class Node:
         return self._serving
 
     @property
+    def has_pending(self) -> bool:
+        """Whether something waits for the next entry, or for its time."""
+        return bool(self._pending) or self._out is not None or any(queue.delayed for queue in self.state.queues.values())
+
+    @property
     def has_work(self) -> bool:
         """Whether anything moves: a busy node looks at the clock more often."""
         return bool(self._pending) or any(p.state == "running" for p in self.state.pipelines.values())

@@ -27,6 +27,7 @@ from p2pcluster.core.ranges import Fence, LeaseMap, Range, RangeSet
 
 Row = tuple[Any, ...]
 Rows = dict[str, dict[Row, Row | None]]
+_OUTCOMES = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Chunk:
@@ -345,7 +346,7 @@ class State:
         self.at_ms = max(self.at_ms, at_ms)
 
     def _mix(self, outcome: Outcome) -> None:
-        text = json.dumps([outcome.kind, outcome.result, outcome.fields], sort_keys=True, separators=(",", ":"))
+        text = _OUTCOMES.encode([outcome.kind, outcome.result, outcome.fields])
         self.hash = hashlib.blake2b(self.hash + text.encode(), digest_size=16).digest()
 
     def queue(self, name: str) -> QueueState:

@@ -132,7 +132,7 @@ def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[
             continue
         if not any(record["name"] == queue.name.partition("/")[2] for record in pipeline.manifest["queues"]):
             found.append(f"queue {queue.name} has {queue.open_count} items and no stage reads it in version {pipeline.version[:8]}: "
-                         f"deploy a version with that stage, or discard {queue.name}")
+                         f"deploy a version with that stage, or drop them: discard {queue.name.partition('/')[2]} --pipeline {pipeline.name}")
     return found
 
 

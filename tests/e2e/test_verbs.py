@@ -272,6 +272,39 @@ def _queue(site: Site, name: str) -> dict[str, int]:
     return next(queue for queue in site.status()["queues"] if queue["name"] == name)
 
 
+def test_a_value_of_a_projects_class_is_read_in_its_folder_and_elsewhere_the_line_says_so(shared: Site) -> None:
+    shared.deploy(HEAD + """
+from point import Point
+
+@source
+def One():
+    yield Point()
+
+@stage
+def Last(x): return x
+
+@stage(retries=0)
+def Fail(x): raise ValueError("no")
+
+pipeline = Pipeline("classy", One >> [Last, Fail])
+""", "classy", point="""
+class Point:
+    def __repr__(self):
+        return "a point"
+""")
+    with shared.connect("classy") as cluster:
+        wait_for(lambda: cluster.parked() and _stage(shared, "Last")["done"], "one is done and one is parked")
+    done = shared.do("results", "Last", "--pipeline", "classy")
+    assert done.code == 1
+    assert "cannot be read here (ModuleNotFoundError: No module named 'point')" in done.the_error()
+    assert "project's folder" in done.the_error()
+    assert shared.do("results", "Last", "--pipeline", "classy", cwd=shared.folder / "classy").out == '"a point"\n'
+    shown = shared.do("parked", "show", "classy/Fail:1")
+    assert shown.code == 0
+    assert "why: ValueError: no" in shown.out
+    assert "value: a value of 'Fail' cannot be read here" in shown.out
+
+
 def test_a_stage_in_the_middle_has_no_results_and_says_which_have(shared: Site) -> None:
     shared.deploy(HEAD + """
 @source
@@ -500,10 +533,15 @@ def test_a_stage_that_a_new_version_lacks_keeps_its_items_with_an_alarm(site: Si
     site.deploy(TWO.replace(', Queue("other") >> Never', ""))
     (alarm,) = wait_for(lambda: site.status()["alarms"], "an alarm about the queue without a reader")
     assert "queue fewer/other has 3 items and no stage reads it" in alarm
-    assert "discard fewer/other" in alarm
     site.deploy(TWO.replace('raise OSError("not yet")', "return -x"))
     with site.connect("fewer") as cluster:
         wait_for(lambda: sorted(cluster.results("Never")) == [-3, -2, -1], "a version with that stage goes on with them")
+    site.deploy(TWO)
+    assert site.do("put", "other", stdin="4\n").code == 0
+    site.deploy(TWO.replace(', Queue("other") >> Never', ""))
+    assert "discard other --pipeline fewer" in alarm
+    assert site.do("discard", "other", "--pipeline", "fewer", "--yes").out == "1 dropped\n"
+    wait_for(lambda: site.status()["alarms"] == [], "the alarm ends")
 
 
 # ---- signals

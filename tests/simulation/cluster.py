@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -427,7 +428,8 @@ def run(options: Options, says: Callable[[str], None] | None = None) -> Outcome:
     except Exception as caught:
         if says is not None:
             raise
-        error = f"{type(caught).__name__}: {caught}"
+        place = traceback.extract_tb(caught.__traceback__)[-1]
+        error = f"{type(caught).__name__}: {caught} ({Path(place.filename).name}:{place.lineno})"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert simulation is not None
