@@ -28,7 +28,7 @@ from p2pcluster import config, process
 from p2pcluster.beacons import Beacons, ask_for_key_text
 from p2pcluster.clients import Clients
 from p2pcluster.committer import Bodies, Committer
-from p2pcluster.config import Options, parse_address
+from p2pcluster.config import Address, Options, parse_address
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message
 from p2pcluster.core.datagram import State
@@ -96,6 +96,7 @@ class Daemon:
         self._ends_by_s = 0.0
         self._is_leaving = False
         self._told_addresses: list[str] = []
+        self._waited_for = ""
         self._left_by: tuple[str, int] | None = None
 
     # ---- from start to end
@@ -177,8 +178,8 @@ class Daemon:
         """What was heard, or not heard, of other nodes has an outcome."""
         now_ms = self._now_ms()
         if isinstance(decision, MakeKey):
-            made = self._keyfile.read() is None
-            self._use_key(self._keyfile.make(), made)
+            found = self._keyfile.read()  # another node of this machine may just have made it
+            self._use_key(found or self._keyfile.make(), made=found is None)
         elif isinstance(decision, AskForKey):
             self._ask_for_key(decision)
         elif isinstance(decision, Found):
@@ -224,8 +225,15 @@ class Daemon:
                              "set aside and it joins as a new one")
         if self.node.raft.last_index == 0:
             self.generation = max(self.generation, discovery.newest_generation())
+        discovery.remembered = tuple(
+            Address(parse_address(address).host, self.options.port) for address in self.neighbours.addresses(MEMBERS_TOLD_MAX))
+        self.node.alarms.pop("rivals", None)
         for alarm in discovery.alarms(now_ms):
             self.node.alarms["rivals"] = (0, alarm)  # of no run: it holds in each
+        waits_for = discovery.waits_for(now_ms)
+        if waits_for and waits_for != self._waited_for:
+            self._out(waits_for)
+        self._waited_for = waits_for
 
     def _beacon_facts(self) -> dict[str, Any]:
         raft, state = self.node.raft, self.node.state
@@ -614,7 +622,8 @@ class Daemon:
                 if entry.index > high:
                     break
                 entries.append(entry)
-            self.node.raft.entries_loaded(entries)
+            if entries:  # what was written with them may have compacted them away, and Raft knows it then
+                self.node.raft.entries_loaded(entries)
         for peer in ready.snapshots_wanted:
             self._begin_snapshot(peer)
 

@@ -677,12 +677,12 @@ class Node:
         for session in self.sessions.values():
             if session.is_leaving and session.node not in self.raft.configuration.members and session.node not in self.state.members:
                 self._outbox.append((session.id, Message("left", {})))
-        if not self.raft.can_change_configuration:
-            return
         members = sorted(self.state.members)
         alive = {self.id, *(session.node for session in self.sessions.values() if session.kind == "node")}
         matches = {self.id: self.raft.last_index, **{peer.node_id: peer.match_index for peer in self.raft.peers()}}
         vitals = self._watch.observe(members, alive, matches, self.raft.last_index, self._now_ms)
+        if not self.raft.can_change_configuration:
+            return
         following = next_configuration(self.raft.configuration, members, vitals, self.id, self._now_ms)
         if following is not None:
             self.raft.change_configuration(following.voters, following.learners, self.raft.cluster_time_ms(self._now_ms))

@@ -28,6 +28,7 @@ from tests.simulation import pipeline
 from tests.simulation.queue_model import OPEN, Item, Model, ModelQueue, Said, compare, said
 
 if TYPE_CHECKING:
+    from tests.simulation.disk import Durable
     from tests.simulation.machine import Life, Machine
     from tests.simulation.processes import SimStage
 
@@ -140,6 +141,7 @@ class Checker:
         self.ran: Counter[tuple[str, int]] = Counter()
         self.vote_of: dict[tuple[str, int], str] = {}
         self.cluster_of: dict[str, str] = {}
+        self.wiped: dict[str | None, Durable] = {}  # what disks held that were there when an entry was acknowledged
         self.elections = 0
         self._seen: dict[str, tuple[int, int, int]] = {}
         self._told_term: dict[str, int] = {}
@@ -266,11 +268,11 @@ class Checker:
             facts.committed[newly] = (raft.log.term(newly), raft.term)
         facts.commit_index = index
         term = raft.log.term(index)
-        holders = {machine.node_id for machine in self.machines
-                   if machine.node_id is not None and machine.disk.durable.holds(index, term)}
+        disks = {**self.wiped, **{machine.node_id: machine.disk.durable for machine in self.machines}}
+        holders = {node_id for node_id, durable in disks.items() if node_id and durable.holds(index, term)}
         configuration = raft.committed_configuration if is_recovered else configuration_at(raft)
-        require(has_majority(configuration, {holder for holder in holders if holder}),
-                f"{life.name} committed entry {index}, which is durable on {sorted(map(str, holders))} only,"
+        require(has_majority(configuration, holders),
+                f"{life.name} committed entry {index}, which is durable on {sorted(holders)} only,"
                 f" and the voters are {configuration}")
 
     def _look_at_members(self, life: Life) -> None:

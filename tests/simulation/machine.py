@@ -138,6 +138,7 @@ class Machine:
         """A new disk in a dead machine: what starts here next is another node."""
         assert not self.is_up
         self.world.mark(self.name, "is wiped")
+        self.checker.wiped[self.node_id] = self.disk.durable
         self.disk = self.disk.fresh()
         self.folders.clear()
         self.positions.clear()
@@ -743,7 +744,8 @@ class Life:
                 if entry.index > high:
                     break
                 entries.append(entry)
-            self.node.raft.entries_loaded(entries)
+            if entries:
+                self.node.raft.entries_loaded(entries)
         for peer in ready.snapshots_wanted:
             self._begin_snapshot(peer)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import p2pcluster
-from p2pcluster.core import commands, protocol
+from p2pcluster.core import commands, datagram, protocol
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.errors import RemoteProtocolError
@@ -95,3 +95,9 @@ def test_a_deploy_whose_manifest_names_a_queue_that_it_does_not_have_is_refused(
                            "on_done": False}}
     with pytest.raises(RemoteProtocolError, match="manifest"):
         commands.check(Message("deploy", fields))
+
+
+def test_the_page_lists_every_kind_of_datagram() -> None:
+    section = PAGE.split("## Datagrams\n", 1)[1]
+    listed = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))))
+    assert listed == set(datagram.KINDS)
