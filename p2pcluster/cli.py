@@ -104,9 +104,9 @@ def _pipeline_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", metavar="NAME", help="whose queue or stage it is; needed where there are several pipelines")
 
 
-def _option_parser() -> argparse.ArgumentParser:
+def _option_parser() -> _Parser:
     """The options of DESIGN section 3; None stands for what was not typed, so that the environment can have its say."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     group = common.add_argument_group("where and who")
     for name, metavar, text in (
         ("cluster", "NAME", "the cluster's name"), ("home", "DIR", "the node's folder: journal, bundles, output, logs"),

@@ -286,6 +286,8 @@ class Daemon:
         if message.kind == "join":
             if self.node.is_serving:
                 fields = message.fields
+                seen = self._seen_address() if node_id == self.node_id else self.neighbours.address_of(node_id)
+                fields = {**fields, "facts": {**fields["facts"], "address": seen}}
                 self.node.close_session(session)
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
         elif message.kind == "stop_all":
@@ -295,6 +297,14 @@ class Daemon:
             self._projects.on_get(node_id, message)
         elif session in self.node.sessions:
             self.node.step(session, message, self._now_ms())
+
+    def _seen_address(self) -> str:
+        """Where others see this node: a node that listens on all addresses has to name one of them."""
+        host, _, port = self.address.rpartition(":")
+        if host == config.BIND_ANY:
+            ways = [way.address for way in self._beacons.lan.interfaces() if way.address]
+            host = next((address for address in ways if not address.startswith("127.")), config.BIND_LOOPBACK)
+        return f"{host}:{port}"
 
     def _to_leader(self, message: Message) -> None:
         """To whoever leads. Without a leader it is dropped: the executor keeps what must not be lost, and says it to the next one."""
@@ -397,7 +407,9 @@ class Daemon:
         """The steps of leaving, one after the other, as the cluster allows them."""
         if not self._is_leaving or self._stopping_by_s is not None or not self.executor.is_idle:
             return
-        if self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
+        if self.node.is_serving:
+            self.node.hand_over()  # the last try may have come to nothing
+        elif self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
             self._left_by = self._led_by
             self._to_leader(Message("leave", {}))
 
@@ -742,9 +754,9 @@ class Daemon:
 
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}
-        status["leader"] |= {"name": self.name, "address": self.address}
+        status["leader"] |= {"name": self.name, "address": self._seen_address()}
         for node in status["nodes"]:
-            node["address"] = self.neighbours.address_of(node["id"])
+            node["address"] = self._seen_address() if node["id"] == self.node_id else self.neighbours.address_of(node["id"])
 
     # ---- the offered project and its run
 

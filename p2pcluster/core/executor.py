@@ -738,6 +738,7 @@ class Executor:
             "running": running,
             "service_us": {s.name: round(s.service_us, 1) for s in self.stages.values() if s.service_us is not None},
             "troubles": {s.name: s.trouble for s in self.stages.values() if s.trouble},
+            "draining": self.draining,
         }
         if stats != self._stats:
             self._stats = stats
@@ -749,6 +750,7 @@ class Executor:
         for stage in self.stages.values():
             stage.desired = 0
         self._settle()
+        self._report_stats()
 
     @property
     def is_busy(self) -> bool:

@@ -418,7 +418,7 @@ class Discovery:
             if missing:
                 return f"waiting for {missing} more node{'s' * (missing > 1)} (--expect {self._expected()})"
             lower = self._lowest(now_ms)
-            return f"waiting for {self.peers[lower].beacon.name}, which founds the cluster" * (lower != self.node_id)
+            return "" if lower == self.node_id else f"waiting for {self.peers[lower].beacon.name}, which founds the cluster"
         if self.state is State.JOINING:
             doors = self.doors(now_ms)
             where = f"; heard at {doors[0].address}" if doors else ", of which nobody is heard: start its nodes"

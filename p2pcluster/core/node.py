@@ -53,6 +53,7 @@ class Session:
     facts: dict[str, Any] = field(default_factory=dict)
     has_reported: bool = False
     is_leaving: bool = False
+    is_draining: bool = False
     windows: dict[str, int] = field(default_factory=dict)
     take_requests: dict[str, int] = field(default_factory=dict)
     service_us: dict[str, float] = field(default_factory=dict)
@@ -211,7 +212,7 @@ class Node:
     def hand_over(self) -> bool:
         """This node is about to go: let the voter that has most of the log lead, so that there is no gap. Whether there is one."""
         voters = [peer for peer in self.raft.peers() if peer.is_connected and peer.node_id in self.raft.configuration.voters]
-        if self.raft.role is Role.LEADER and voters:
+        if self.raft.role is Role.LEADER and voters and not self.raft.is_transferring:
             self.raft.transfer_leadership(max(voters, key=lambda peer: peer.match_index).node_id)
         return bool(voters)
 
@@ -579,6 +580,9 @@ class Node:
         session.service_us = message.fields["service_us"]
         session.running = message.fields["running"]
         session.troubles = message.fields["troubles"]
+        if session.is_draining != message.fields["draining"]:
+            session.is_draining = message.fields["draining"]
+            self._next_plan_ms = 0
 
     def _on_node_source_lost(self, session: Session, message: Message) -> None:
         """The process of a source has gone: the next one learns from the log where it stands."""
@@ -602,7 +606,7 @@ class Node:
         self.rates.sample(self.state, self._now_ms)
         nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported]
         loads = self._loads(nodes)
-        plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes}, loads,
+        plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes if not n.is_draining}, loads,
                               {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
         for session in nodes:
             new = self._plan_for(plan.get(session.id, {}))
@@ -641,7 +645,8 @@ class Node:
         return {"pipelines": pipelines, "processes": processes}
 
     def _assign_sources(self) -> None:
-        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported and session.planned]
+        nodes = [session for session in self.sessions.values()
+                 if session.kind == "node" and session.has_reported and session.planned and not session.is_draining]
         if not nodes:
             return
         for pipeline in self.state.pipelines.values():

@@ -55,7 +55,7 @@ MEMBER: dict[str, Spec] = {
     "join": Spec("executor", {"boot": _TEXT, "name": _TEXT, "facts": (dict,)}),
     "report": Spec("executor", {"held": (dict,), "sources": (list,), "ran_before": (dict,)}),
     "window": Spec("executor", {"queues": (dict,)}),
-    "stats": Spec("executor", {"running": (dict,), "service_us": (dict,), "troubles": (dict,)}),
+    "stats": Spec("executor", {"running": (dict,), "service_us": (dict,), "troubles": (dict,), "draining": (bool,)}),
     "source_lost": Spec("executor", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER}),
     "alarm": Spec("executor", {"key": _TEXT, "text": _TEXT}),
     "seen": Spec("executor", {"runs": (dict,)}),

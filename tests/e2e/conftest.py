@@ -20,7 +20,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A place with a running node without a project: tests deploy their pipelines to it, each under a name of its own."""
+    """A place with a running node without a project, to which tests deploy pipelines, each under its own name."""
     made = Site(tmp_path_factory.mktemp("shared"))
     made.hands()
     yield made

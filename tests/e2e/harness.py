@@ -1,8 +1,8 @@
 """Real nodes for tests: started, watched, asked, killed and started again, with the command line that a person has.
 
-Each `Site` is a place of its own (home, key, port, environment), so that no test meets another's node or the user's. Nothing here
-sleeps for a fact: `wait_for` looks until it is true, and fails with what it waited for when the time is over. Only processes that a
-site started are signalled, by their ids.
+Each `Site` is a place of its own (home, key, port, environment), so that no test meets another's node or the user's.
+Nothing here sleeps for a fact: `wait_for` looks until it is true, and fails with what it waited for when the time is
+over. Only processes that a site started are signalled, by their ids.
 """
 
 from __future__ import annotations
@@ -76,13 +76,24 @@ class NodeProcess:
     """`python -m p2pcluster ...` that runs. Its lines are read all the time, unless it was started with `held`."""
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], held: bool = False) -> None:
-        self.popen = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True, errors="replace", process_group=0)
+        self.popen = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
         self.lines: list[str] = []
         self.errors: list[str] = []
         self._news = threading.Condition()
-        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True)
-                         for pair in ((self.popen.stdout, self.lines), (self.popen.stderr, self.errors))]
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in ((self.popen.stdout, self.lines), (self.popen.stderr, self.errors))
+        ]
         if not held:
             self.read_on()
 
@@ -108,9 +119,9 @@ class NodeProcess:
                 if found is not None:
                     return found
                 left_s = deadline_s - time.monotonic()
-                assert left_s > 0, f"no line with {text!r} within {timeout_s:g} s: {self.lines[-20:]} {self.errors[-20:]}"
-                assert self.is_running or any(reader.is_alive() for reader in self._readers), (
-                    f"it ended without a line with {text!r}: {self.lines[-20:]} {self.errors[-20:]}")
+                assert left_s > 0, f"no line with {text!r} within {timeout_s:g} s: {self._last_lines()}"
+                alive = self.is_running or any(reader.is_alive() for reader in self._readers)
+                assert alive, f"it ended without a line with {text!r}: {self._last_lines()}"
                 self._news.wait(min(left_s, 0.2))
 
     def wait_for_exit(self, timeout_s: float = WAIT_S) -> int:
@@ -118,7 +129,7 @@ class NodeProcess:
         try:
             code = self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it runs after {timeout_s:g} s: {self.lines[-20:]} {self.errors[-20:]}") from None
+            raise AssertionError(f"it runs after {timeout_s:g} s: {self._last_lines()}") from None
         for reader in self._readers:
             reader.join(timeout_s)
         return code
@@ -153,6 +164,9 @@ class NodeProcess:
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not is_alive(pid), f"process {pid} ends")
         return pid
+
+    def _last_lines(self) -> str:
+        return f"{self.lines[-20:]} {self.errors[-20:]}"
 
     def _read(self, stream: Any, lines: list[str]) -> None:
         for line in stream:
@@ -197,12 +211,25 @@ class Site:
         """This place's and nothing of the user's; HOME too, so that not even a mistake reaches the user's files."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("P2PCLUSTER_")}
         return {
-            **plain, "HOME": str(self.folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "P2PCLUSTER_HOME": str(self.home),
-            "P2PCLUSTER_AUTHKEY_FILE": str(self.key_file), "P2PCLUSTER_BIND": "127.0.0.1", "P2PCLUSTER_PORT": str(self.port), **others,
+            **plain,
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "P2PCLUSTER_HOME": str(self.home),
+            "P2PCLUSTER_AUTHKEY_FILE": str(self.key_file),
+            "P2PCLUSTER_BIND": "127.0.0.1",
+            "P2PCLUSTER_PORT": str(self.port),
+            **others,
         }
 
-    def start(self, *words: object, cwd: Path | None = None, held: bool = False, command: list[str] | None = None,
-              **environment: str) -> NodeProcess:
+    def start(
+        self,
+        *words: object,
+        cwd: Path | None = None,
+        held: bool = False,
+        command: list[str] | None = None,
+        **environment: str,
+    ) -> NodeProcess:
         """A node that runs `words`; `command` stands for `python -m p2pcluster`."""
         line = [*(command or [sys.executable, "-m", "p2pcluster"]), *map(str, words)]
         node = NodeProcess(line, cwd or self.folder, self.environment(**environment), held)
@@ -217,22 +244,48 @@ class Site:
         node.wait_for_line("leads cluster")
         return node
 
-    def do(self, *words: object, stdin: str = "", cwd: Path | None = None, timeout_s: float = WAIT_S, **environment: str) -> Finished:
+    def do(
+        self, *words: object, stdin: str = "", cwd: Path | None = None, timeout_s: float = WAIT_S, **environment: str
+    ) -> Finished:
         """One command to its end."""
-        done = subprocess.run([sys.executable, "-m", "p2pcluster", *map(str, words)], cwd=cwd or self.folder, input=stdin,
-                              env=self.environment(**environment), capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "p2pcluster", *map(str, words)],
+            cwd=cwd or self.folder,
+            input=stdin,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def python(self, text: str, timeout_s: float = WAIT_S) -> Finished:
         """A program of somebody's, run to its end with this place's environment."""
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], cwd=self.folder, stdin=subprocess.DEVNULL,
-                              env=self.environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(text)],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def python_file(self, file: Path, *words: object, timeout_s: float = WAIT_S) -> Finished:
         """`python FILE WORDS` to its end."""
-        done = subprocess.run([sys.executable, str(file), *map(str, words)], cwd=file.parent, env=self.environment(),
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            [sys.executable, str(file), *map(str, words)],
+            cwd=file.parent,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What people, disks and stages do wrong: each gets one clear line (what, why, what to do next), and nothing is lost."""
+"""What people, disks and stages do wrong: each gets one clear line (what, why, what next), and nothing is lost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from p2pcluster.home import Home
 from p2pcluster.journal import Journal, row_crc
 
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
-FED = HEAD + """
+FED = (
+    HEAD
+    + """
 @stage
 def Same(x): return x
 
 pipeline = Pipeline("fed", Queue("in") >> Same)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +62,33 @@ def test_running_what_is_not_there(site: Site) -> None:
 
 BAD_PROJECTS = {
     "a syntax error": ("x = (\n", ["pipeline.py, line 1", "'(' was never closed", "correct it"]),
-    "an import error": ("import no_such_module_here\n", ["No module named 'no_such_module_here'", "pipeline.py, line 1", "correct it"]),
+    "an import error": (
+        "import no_such_module_here\n",
+        ["No module named 'no_such_module_here'", "pipeline.py, line 1", "correct it"],
+    ),
     "two pipelines": (
-        HEAD + "@source\ndef A(): yield 1\n@sink\ndef B(x): pass\none = Pipeline('one', A >> B)\ntwo = Pipeline('two', A >> B)\n",
-        ["2 pipelines (one, two)", "pipeline.py:NAME"]),
+        HEAD
+        + "@source\ndef A(): yield 1\n@sink\ndef B(x): pass\none = Pipeline('one', A >> B)\ntwo = Pipeline('two', A >> B)\n",
+        ["2 pipelines (one, two)", "pipeline.py:NAME"],
+    ),
     "none": ("x = 1\n", ["pipeline.py has no Pipeline", "assign one to a variable"]),
     "a cycle": (
         HEAD + "@source\ndef A(): yield 1\n@stage\ndef B(x): return x\n@stage\ndef C(x): return x\n"
         "pipeline = Pipeline('p', A >> B >> C >> B)\n",
-        ["closes the cycle B >> C >> B", "pipeline.py:", "maxsize=None"]),
+        ["closes the cycle B >> C >> B", "pipeline.py:", "maxsize=None"],
+    ),
     "a nameless lambda": (
         HEAD + "@source\ndef A(): yield 1\npipeline = Pipeline('p', A >> stage(lambda x: x))\n",
-        ["a lambda has no name", "pipeline.py:4", 'name="..."']),
+        ["a lambda has no name", "pipeline.py:4", 'name="..."'],
+    ),
     "an error of several lines": (
-        "raise ValueError('one line\\nand another')\n", ["ValueError: one line and another (pipeline.py, line 1)", "correct it", "--verbose"]),
-    "a module that ends its process": ("import os\nos._exit(7)\n", ["importing pipeline", "exited with code 7", "if __name__"]),
+        "raise ValueError('one line\\nand another')\n",
+        ["ValueError: one line and another (pipeline.py, line 1)", "correct it", "--verbose"],
+    ),
+    "a module that ends its process": (
+        "import os\nos._exit(7)\n",
+        ["importing pipeline", "exited with code 7", "if __name__"],
+    ),
     "a module that exits": ("raise SystemExit('not today')\n", ["not today", "pipeline.py, line 1", "correct it"]),
 }
 
@@ -86,7 +101,9 @@ def test_a_project_with(site: Site, fault: str) -> None:
     assert_says(done.the_error(), *said)
 
 
-def test_a_node_that_is_offered_a_bad_project_ends_with_the_same_line_and_verbose_shows_the_traceback(site: Site) -> None:
+def test_a_node_that_is_offered_a_bad_project_ends_with_the_same_line_and_verbose_adds_the_traceback(
+    site: Site,
+) -> None:
     text, said = BAD_PROJECTS["an import error"]
     project = site.project(text)
     done = site.do("run", project)
@@ -169,7 +186,9 @@ def test_a_wrong_key(fed: Site) -> None:
     (fed.folder / "wrong").chmod(0o600)
     done = fed.do("status", P2PCLUSTER_AUTHKEY_FILE=str(fed.folder / "wrong"))
     assert done.code == 1
-    assert_says(done.the_error(), "another key of cluster 'default'", "`python -m p2pcluster key` there", "key --set` here")
+    assert_says(
+        done.the_error(), "another key of cluster 'default'", "`python -m p2pcluster key` there", "key --set` here"
+    )
     fed.nodes[0].wait_for_line("refused 127.0.0.1")
     assert fed.status()["leader"]["address"], "the node goes on"
 
@@ -193,7 +212,9 @@ def test_a_home_of_another_cluster(site: Site) -> None:
 
 def test_items_that_fail_are_parked_with_the_reason_and_the_others_go_on(shared: Site) -> None:
     """One pipeline for all that a function can do wrong: each item says what to do with it."""
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 import os, signal, sys, time
 
 WRONG = ["raise", "unpicklable", "main", "exit", "signal", "never", "large", "text of an exception"]
@@ -234,13 +255,17 @@ def Do(deed):
     return deed
 
 pipeline = Pipeline("deeds", Deeds >> Do)
-""", "deeds")
+""",
+        "deeds",
+    )
     with shared.connect("deeds") as cluster:
         with pytest.raises(ItemsParked):
             cluster.wait(60)
         assert list(cluster.results("Do")) == ["fine"] * 9, "what is fine goes through, once each"
         parked = {cluster.parked_value("Do", int(item["id"].rpartition(":")[2])): item for item in cluster.parked()}
-    assert sorted(parked) == sorted(["raise", "unpicklable", "main", "exit", "signal", "never", "large", "text of an exception"])
+    assert sorted(parked) == sorted(
+        ["raise", "unpicklable", "main", "exit", "signal", "never", "large", "text of an exception"]
+    )
     assert all(item["deliveries"] == 2 for item in parked.values())
     said = {deed: item["error"] for deed, item in parked.items()}
     assert said["raise"]["text"] == "LookupError: the shelf is empty"
@@ -256,7 +281,9 @@ pipeline = Pipeline("deeds", Deeds >> Do)
 
 
 def test_run_until_done_exits_3_when_items_are_parked_and_says_how_to_look(site: Site) -> None:
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(4)
@@ -266,7 +293,8 @@ def Fail(x):
     1 / (x - 2)
 
 pipeline = Pipeline("three", Numbers >> Fail)
-""")
+"""
+    )
     done = site.do("run", project, "--until-done")
     assert done.code == 3
     assert_says(done.lines[-1], "1 item parked", "python -m p2pcluster parked list")
@@ -276,7 +304,9 @@ pipeline = Pipeline("three", Numbers >> Fail)
 
 def test_a_stage_that_does_not_start_keeps_its_items_and_status_says_why(site: Site) -> None:
     """The module imports where it is checked and not where it runs; then the fault is taken away."""
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 import os, sys
 from pathlib import Path
 
@@ -294,10 +324,12 @@ class Needs:
         return x
 
 pipeline = Pipeline("needs", Numbers >> Needs)
-""")
+"""
+    )
     node = site.start("run", project, "--until-done", FLAG=str(site.folder / "flag"))
     node.wait_for_line("does not start: OSError: the licence server is away")
     with site.connect("needs") as cluster:
+
         def idle() -> str:
             return next(stage["idle_because"] or "" for stage in cluster.status()["stages"] if stage["name"] == "Needs")
 
@@ -309,7 +341,9 @@ pipeline = Pipeline("needs", Numbers >> Needs)
 
 
 def test_a_source_whose_process_ends_again_and_again_says_so(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 import os
 
 @source
@@ -320,7 +354,9 @@ def Exits():
 def Nothing(x): pass
 
 pipeline = Pipeline("exits", Exits >> Nothing)
-""", "exits")
+""",
+        "exits",
+    )
     shared.nodes[0].wait_for_line("Exits: the source's process exited with code 3 and is started again")
     shared.nodes[0].wait_for_line("Exits: the source's process exited with code 3 2 times without emitting anything")
     with shared.connect("exits") as cluster:
@@ -330,7 +366,9 @@ pipeline = Pipeline("exits", Exits >> Nothing)
 
 
 def test_a_stage_that_prints_100_mb_while_nobody_reads_holds_only_itself(site: Site) -> None:
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(100)
@@ -340,10 +378,12 @@ def Chatter(x):
     print(("x" * 1023 + "\\n") * 1024, end="")
 
 pipeline = Pipeline("loud", Numbers >> Chatter)
-""")
+"""
+    )
     node = site.start("run", project, "--until-done", held=True)
     wait_for(lambda: site.is_up, "the node listens")
     with site.connect("loud") as cluster:
+
         def started() -> int:
             return sum(stage["processes"] for stage in cluster.status()["stages"] if stage["name"] == "Chatter")
 
@@ -365,7 +405,9 @@ def _resident_bytes(pid: int) -> int:
 
 def test_stage_processes_end_when_their_node_is_killed(site: Site) -> None:
     """Also one that never returns, so that none works beside its successor."""
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 import time
 
 @source
@@ -378,7 +420,8 @@ def Forever(x):
         time.sleep(0.1)
 
 pipeline = Pipeline("forever", One >> Forever)
-""")
+"""
+    )
     node = site.start("run", project)
     (pid,) = wait_for(lambda: node.stage_pids("Forever"), "the sink runs")
     node.kill()
@@ -408,11 +451,17 @@ def test_a_file_to_put_that_is_not_there(fed: Site) -> None:
     assert_says(done.the_error(), "missing.jsonl cannot be read", "name a file with JSON lines")
 
 
-@pytest.mark.parametrize("words", [["put", "inn"], ["take", "inn"], ["results", "inn"], ["discard", "inn", "--yes"], ["close", "inn"]])
+@pytest.mark.parametrize(
+    "words", [["put", "inn"], ["take", "inn"], ["results", "inn"], ["discard", "inn", "--yes"], ["close", "inn"]]
+)
 def test_an_unknown_queue_is_named_with_those_that_there_are(fed: Site, words: list[str]) -> None:
     done = fed.do(*words, stdin="1\n")
     assert done.code == 1
-    assert_says(done.the_error(), "pipeline 'fed' has no", "'inn'; it has in" + ("" if words[0] == "close" else ", Same.results"))
+    assert_says(
+        done.the_error(),
+        "pipeline 'fed' has no",
+        "'inn'; it has in" + ("" if words[0] == "close" else ", Same.results"),
+    )
 
 
 def test_an_unknown_pipeline(fed: Site) -> None:
@@ -513,7 +562,13 @@ def test_a_journal_with_a_damaged_entry(site: Site) -> None:
     at = data.index(b"a needle in the journal")
     site.journal.write_bytes(data[:at] + b"A" + data[at + 1 :])
     done = _refused_journal(site)
-    assert_says(done.the_error(), f"journal {site.journal} is damaged", "the file is kept as it is", "restore a backup", "--home")
+    assert_says(
+        done.the_error(),
+        f"journal {site.journal} is damaged",
+        "the file is kept as it is",
+        "restore a backup",
+        "--home",
+    )
 
 
 # ---- a full disk
@@ -524,8 +579,13 @@ def small_disk(site: Site) -> Iterator[Site]:
     """A site whose home is a disk of 24 MB."""
     site.home.mkdir(mode=0o700)
     mount = shutil.which("mount")
-    mounted = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", site.home], capture_output=True,
-                                       check=False).returncode == 0
+    mounted = (
+        mount
+        and subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", site.home], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip("this user may not mount a tmpfs")
     yield site
@@ -533,7 +593,7 @@ def small_disk(site: Site) -> Iterator[Site]:
     subprocess.run(["umount", site.home], check=True)
 
 
-def test_a_full_disk_stops_the_node_with_a_line_and_what_was_acknowledged_is_there_after_space_is_freed(small_disk: Site) -> None:
+def test_a_full_disk_stops_the_node_and_what_was_acknowledged_is_there_after_space_is_freed(small_disk: Site) -> None:
     site = small_disk
     hog = site.home / "out" / "hog"
     node = site.hands()
@@ -547,7 +607,12 @@ def test_a_full_disk_stops_the_node_with_a_line_and_what_was_acknowledged_is_the
                 acknowledged.append(number)
     done = node.finished()
     assert done.code == 1
-    assert_says(done.the_error(), f"the disk of {site.home} is full", "free some space and start again", "nothing acknowledged is lost")
+    assert_says(
+        done.the_error(),
+        f"the disk of {site.home} is full",
+        "free some space and start again",
+        "nothing acknowledged is lost",
+    )
     hog.unlink()
     site.hands()
     with site.connect("fed") as cluster:
@@ -555,14 +620,18 @@ def test_a_full_disk_stops_the_node_with_a_line_and_what_was_acknowledged_is_the
         cluster.wait(60)
         found = sorted(number for number, _ in cluster.results("Same"))
     assert found[: len(acknowledged)] == acknowledged
-    assert found[len(acknowledged) :] in ([], [len(acknowledged)]), "the put whose outcome was unknown may be there, once"
+    assert found[len(acknowledged) :] in ([], [len(acknowledged)]), (
+        "the put whose outcome was unknown may be there, once"
+    )
 
 
 # ---- signals
 
 
 def test_a_second_signal_stops_at_once_and_loses_nothing(site: Site) -> None:
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 import time
 from pathlib import Path
 
@@ -578,7 +647,8 @@ def Slow(x):
     print("ended")
 
 pipeline = Pipeline("slow", One >> Slow)
-""")
+"""
+    )
     node = site.start("run", project, "--until-done")
     node.wait_for_line("Slow | began")
     node.signal(signal.SIGINT)
@@ -591,4 +661,3 @@ pipeline = Pipeline("slow", One >> Slow)
     again = site.do("run", project, "--until-done")
     assert again.code == 0
     assert "Slow | ended" in again.lines
-

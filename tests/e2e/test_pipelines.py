@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 
 import pytest
-from harness import Site, json_lines, wait_for
+from harness import NodeProcess, Site, json_lines, wait_for
+
+from p2pcluster.client import Cluster
 
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
 
 
 def test_a_source_that_yields_and_a_stage_that_returns(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(1000)
@@ -21,12 +25,16 @@ def Square(x):
     return x * x
 
 pipeline = Pipeline("squares", Numbers >> Square)
-""", "squares", "Square")
+""",
+        "squares",
+        "Square",
+    )
     assert sorted(found) == [x * x for x in range(1000)]
 
 
 def test_the_older_names_of_the_decorators(shared: Site) -> None:
-    found = shared.results_of("""
+    found = shared.results_of(
+        """
 from p2pcluster import Pipeline, i_wrap, io_wrap
 
 @i_wrap
@@ -38,12 +46,17 @@ def Upper(x):
     return x.upper()
 
 pipeline = Pipeline("older", Generate >> Upper)
-""", "older", "Upper")
+""",
+        "older",
+        "Upper",
+    )
     assert sorted(found) == ["A", "B", "C"]
 
 
 def test_a_plain_source_is_called_until_it_raises_stop_iteration(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 numbers = iter(range(50))
 
 @source
@@ -55,12 +68,17 @@ def Same(x):
     return x
 
 pipeline = Pipeline("called", Next >> Same)
-""", "called", "Same")
+""",
+        "called",
+        "Same",
+    )
     assert sorted(found) == list(range(50))
 
 
 def test_a_generator_stage_emits_what_it_yields_drop_emits_nothing_and_none_is_a_value(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source
 def Words():
     yield from ["a b", "", "c"]
@@ -80,12 +98,17 @@ def WithoutA(word):
     return DROP if word == "a" else word
 
 pipeline = Pipeline("emitting", Words >> Split >> NoneForC >> WithoutA)
-""", "emitting", "WithoutA")
+""",
+        "emitting",
+        "WithoutA",
+    )
     assert sorted(found, key=str) == [None, "b"]
 
 
 def test_fan_out_merge_and_routes(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(20)
@@ -113,16 +136,24 @@ def Text(x): return x
 def TextAgain(x): return x * 2
 
 pipeline = Pipeline("graph", [Numbers, Letters] >> Sort >> {"even": Even, "odd": Odd, "text": [Text, TextAgain]})
-""", "graph")
+""",
+        "graph",
+    )
     with shared.connect("graph") as cluster:
         cluster.wait(30)
         found = {name: sorted(cluster.results(name)) for name in ("Even", "Odd", "Text", "TextAgain")}
-    assert found == {"Even": list(range(0, 20, 2)), "Odd": list(range(1, 20, 2)), "Text": ["a", "b", "c"],
-                     "TextAgain": ["aa", "bb", "cc"]}
+    assert found == {
+        "Even": list(range(0, 20, 2)),
+        "Odd": list(range(1, 20, 2)),
+        "Text": ["a", "b", "c"],
+        "TextAgain": ["aa", "bb", "cc"],
+    }
 
 
 def test_a_route_that_does_not_exist_parks_the_item_and_names_the_routes(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def One():
     yield 1
@@ -135,7 +166,9 @@ def Lost(x):
 def Here(x): return x
 
 pipeline = Pipeline("lost", One >> Lost >> {"here": Here})
-""", "lost")
+""",
+        "lost",
+    )
     with shared.connect("lost") as cluster:
         wait_for(cluster.parked, "the item is parked")
         (item,) = cluster.parked()
@@ -144,7 +177,9 @@ pipeline = Pipeline("lost", One >> Lost >> {"here": Here})
 
 
 def test_a_cycle_goes_round_until_it_is_left(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from [1, 5, 9]
@@ -158,12 +193,17 @@ def Out(x): return x
 
 again = Queue("again", maxsize=None)
 pipeline = Pipeline("ring", Numbers >> again >> Up >> {"again": again, "out": Out})
-""", "ring", "Out")
+""",
+        "ring",
+        "Out",
+    )
     assert found == [10, 10, 10]
 
 
 def test_a_class_is_made_and_entered_once_in_each_process_and_left_at_the_end(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 import os
 
 @source
@@ -191,14 +231,19 @@ class Add:
         return x + 1
 
 pipeline = Pipeline("classes", Numbers >> Add)
-""", "classes", "Add")
+""",
+        "classes",
+        "Add",
+    )
     assert sorted(found) == list(range(1, 101))
     log = shared.out("classes") / "log"
     wait_for(lambda: log.read_text().split() == ["made", "entered", "left"], "the object is left at the end")
 
 
 def test_async_functions_generators_and_classes(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 import asyncio
 
 @source
@@ -231,12 +276,17 @@ class Plus:
         return x + self.plus
 
 pipeline = Pipeline("asynchronous", Numbers >> Twice >> Both >> Plus)
-""", "asynchronous", "Plus")
+""",
+        "asynchronous",
+        "Plus",
+    )
     assert sorted(found) == sorted(sign * 2 * x + 1 for x in range(10) for sign in (1, -1))
 
 
 def test_closures_partials_lambdas_and_a_function_twice(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 from functools import partial
 
 def adder(n):
@@ -258,12 +308,17 @@ plus = stage(adder(100), name="plus")
 triple = stage(partial(times, 3), name="triple")
 minus = stage(lambda x: -x, name="minus")
 pipeline = Pipeline("made", Numbers >> Same >> plus >> Same.named("again") >> triple >> minus)
-""", "made", "minus")
+""",
+        "made",
+        "minus",
+    )
     assert sorted(found, reverse=True) == [-3 * (x + 100) for x in range(5)]
 
 
 def test_what_current_says(shared: Site) -> None:
-    (found,) = shared.results_of(HEAD + """
+    (found,) = shared.results_of(
+        HEAD
+        + """
 import os
 
 @source
@@ -280,7 +335,10 @@ def Ask(x):
     return [x, now.item_id, now.key, now.delivery, now.stage, bool(now.node), now.params, str(now.out_dir), os.getcwd()]
 
 pipeline = Pipeline("asking", One >> Ask, params={"depth": 3})
-""", "asking", "Ask")
+""",
+        "asking",
+        "Ask",
+    )
     emitted, item_id, key, delivery, stage, has_node, params, out_dir, folder = found
     assert emitted == {"of": "One"}
     assert (item_id, key, delivery, stage, has_node) == (1, "1/asking/Ask/1", 2, "Ask", True)
@@ -293,7 +351,9 @@ pipeline = Pipeline("asking", One >> Ask, params={"depth": 3})
 
 
 def test_the_whole_folder_is_shipped_and_imports_come_from_it(shared: Site) -> None:
-    folder = shared.project(HEAD + """
+    folder = shared.project(
+        HEAD
+        + """
 from helper import double
 from pathlib import Path
 
@@ -306,7 +366,10 @@ def Double(x):
     return double(x)
 
 pipeline = Pipeline("shipped", Lines >> Double)
-""", "shipped", helper="def double(x): return 2 * x")
+""",
+        "shipped",
+        helper="def double(x): return 2 * x",
+    )
     (folder / "data.txt").write_text("a b")
     shared.do("deploy", folder)
     with shared.connect("shipped") as cluster:
@@ -315,7 +378,9 @@ pipeline = Pipeline("shipped", Lines >> Double)
 
 
 def test_a_module_named_like_one_of_the_standard_library_does_not_break_a_stage_process(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source
 def One():
     yield 1
@@ -324,12 +389,20 @@ def One():
 def Same(x): return x
 
 pipeline = Pipeline("shadows", One >> Same)
-""", "shadows", "Same", queue="raise RuntimeError", json="raise RuntimeError", socket="raise RuntimeError")
+""",
+        "shadows",
+        "Same",
+        queue="raise RuntimeError",
+        json="raise RuntimeError",
+        socket="raise RuntimeError",
+    )
     assert found == [1]
 
 
 def test_on_done_runs_once_the_run_is_done(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 from pathlib import Path
 
 @source
@@ -346,14 +419,18 @@ def count():
     (folder / "count").write_text(f"{len((folder / 'kept').read_text().split())} {current().params}")
 
 pipeline = Pipeline("counting", Numbers >> Keep, params={"a": 1}, on_done=count)
-""", "counting")
+""",
+        "counting",
+    )
     with shared.connect("counting") as cluster:
         cluster.wait(30)
     assert (shared.out("counting") / "count").read_text() == "10 {'a': 1}"
 
 
 def test_an_on_done_that_fails_is_tried_again_and_then_given_up_with_an_alarm(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def One():
     yield 1
@@ -365,14 +442,20 @@ def fail():
     raise OSError("no mail server")
 
 pipeline = Pipeline("failing", One >> Keep, on_done=fail)
-""", "failing")
+""",
+        "failing",
+    )
     with shared.connect("failing") as cluster:
         cluster.wait(30)
-        assert any("on_done of failing failed: OSError: no mail server" in alarm for alarm in cluster.status()["alarms"])
+        assert any(
+            "on_done of failing failed: OSError: no mail server" in alarm for alarm in cluster.status()["alarms"]
+        )
 
 
 def test_a_queue_at_the_end_is_taken_from_and_its_codec_is_json(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(3)
@@ -381,7 +464,9 @@ def Numbers():
 def Record(x): return {"x": x}
 
 pipeline = Pipeline("ending", Numbers >> Record >> Queue("records", codec="json"))
-""", "ending")
+""",
+        "ending",
+    )
     with shared.connect("ending") as cluster:
         cluster.wait(30)
     taken = shared.do("take", "records", "--pipeline", "ending")
@@ -390,7 +475,9 @@ pipeline = Pipeline("ending", Numbers >> Record >> Queue("records", codec="json"
 
 
 def test_a_sharded_source_divides_the_work(shared: Site) -> None:
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source(processes=2)
 def Numbers(shard, shards):
     yield from range(shard, 100, shards)
@@ -399,13 +486,18 @@ def Numbers(shard, shards):
 def Same(x): return x
 
 pipeline = Pipeline("sharded", Numbers >> Same)
-""", "sharded", "Same")
+""",
+        "sharded",
+        "Same",
+    )
     assert sorted(found) == list(range(100))
 
 
 def test_back_pressure_holds_a_source_back_and_everything_arrives(shared: Site) -> None:
     """With queues of ten items and a stage that makes three of one."""
-    found = shared.results_of(HEAD + """
+    found = shared.results_of(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(500)
@@ -418,14 +510,19 @@ def Three(x):
 def Same(x): return x
 
 pipeline = Pipeline("narrow", Numbers >> Queue("a", maxsize=10) >> Three >> Queue("b", maxsize=10) >> Same)
-""", "narrow", "Same")
+""",
+        "narrow",
+        "Same",
+    )
     assert sorted(found) == sorted(list(range(500)) * 3)
 
 
 # ---- sources that are restarted
 
 
-GATED = HEAD + """
+GATED = (
+    HEAD
+    + """
 import os, time
 from pathlib import Path
 
@@ -445,6 +542,7 @@ def starts():
 @stage
 def Same(x): return x
 """
+)
 
 
 def _kill_source_at_gate(site: Site, pipeline: str) -> None:
@@ -463,7 +561,9 @@ def _passed(status: dict[str, list[dict[str, object]]], pipeline: str) -> int:
 
 
 def test_a_killed_generator_that_yields_the_same_goes_on_where_it_was(shared: Site) -> None:
-    shared.deploy(GATED + """
+    shared.deploy(
+        GATED
+        + """
 @source
 def Values():
     for x in range(100):
@@ -472,7 +572,9 @@ def Values():
         yield {str(x): {f"{x}", "set", "order"}}      # sets come in the same order after a restart
 
 pipeline = Pipeline("equal", Values >> Same)
-""", "equal")
+""",
+        "equal",
+    )
     _kill_source_at_gate(shared, "equal")
     with shared.connect("equal") as cluster:
         cluster.wait(30)
@@ -482,7 +584,9 @@ pipeline = Pipeline("equal", Values >> Same)
 
 
 def test_a_killed_generator_that_yields_other_values_starts_anew_with_an_alarm(shared: Site) -> None:
-    shared.deploy(GATED + """
+    shared.deploy(
+        GATED
+        + """
 @source
 def Values():
     start = starts()
@@ -492,7 +596,9 @@ def Values():
         yield (min(start, 2), x)
 
 pipeline = Pipeline("other", Values >> Same)
-""", "other")
+""",
+        "other",
+    )
     _kill_source_at_gate(shared, "other")
     with shared.connect("other") as cluster:
         cluster.wait(30)
@@ -501,8 +607,10 @@ pipeline = Pipeline("other", Values >> Same)
     assert found == [(1, x) for x in range(50)] + [(2, x) for x in range(100)]
 
 
-def test_a_killed_generator_that_ends_earlier_stays_open_with_an_alarm_that_says_how_to_close_it(shared: Site) -> None:
-    shared.deploy(GATED + """
+def test_a_killed_generator_that_ends_earlier_stays_open_and_the_alarm_says_how_to_close_it(shared: Site) -> None:
+    shared.deploy(
+        GATED
+        + """
 @source
 def Values():
     start = starts()
@@ -512,13 +620,17 @@ def Values():
         yield x
 
 pipeline = Pipeline("shorter", Values >> Same)
-""", "shorter")
+""",
+        "shorter",
+    )
     _kill_source_at_gate(shared, "shorter")
     with shared.connect("shorter") as cluster:
+
         def alarm() -> str | None:
             return next((text for text in cluster.status()["alarms"] if "ended before the point" in text), None)
 
         text = wait_for(alarm, "an alarm about the shorter generator")
+        assert text is not None
         command = text.rpartition("run ")[2].split()
         assert command[:2] == ["close", "Values"]
         closed = shared.do(*command, "--pipeline", "shorter")
@@ -528,7 +640,9 @@ pipeline = Pipeline("shorter", Values >> Same)
 
 
 def test_a_resumable_source_goes_on_behind_its_cursor(shared: Site) -> None:
-    shared.deploy(GATED + """
+    shared.deploy(
+        GATED
+        + """
 @source
 def Values(cursor=None):
     starts()
@@ -540,7 +654,9 @@ def Values(cursor=None):
         yield At(x, x + 1)
 
 pipeline = Pipeline("resumable", Values >> Same)
-""", "resumable")
+""",
+        "resumable",
+    )
     _kill_source_at_gate(shared, "resumable")
     with shared.connect("resumable") as cluster:
         cluster.wait(30)
@@ -549,7 +665,9 @@ pipeline = Pipeline("resumable", Values >> Same)
 
 
 def test_a_source_that_raises_is_started_again_and_says_so(shared: Site) -> None:
-    shared.deploy(GATED + """
+    shared.deploy(
+        GATED
+        + """
 @source
 def Values():
     start = starts()
@@ -559,7 +677,9 @@ def Values():
         yield x
 
 pipeline = Pipeline("raising", Values >> Same)
-""", "raising")
+""",
+        "raising",
+    )
     with shared.connect("raising") as cluster:
         cluster.wait(30)
         assert sorted(cluster.results("Same")) == list(range(10))
@@ -573,7 +693,9 @@ pipeline = Pipeline("raising", Values >> Same)
 def test_nothing_is_lost_or_made_twice_by_kill_9_of_node_stage_and_source(site: Site, seed: int) -> None:
     """Three kills, in an order and at points of progress that the seed chooses; the long soaks are elsewhere."""
     count = 2000
-    project = site.project(HEAD + f"""
+    project = site.project(
+        HEAD
+        + f"""
 import time
 
 @source
@@ -590,7 +712,8 @@ def Half(x):
 def Twice(x): return int(2 * x)
 
 pipeline = Pipeline("killed", Values >> Queue("values", maxsize=200) >> Half >> Twice >> Queue("out", maxsize=None))
-""")
+"""
+    )
     chance = random.Random(seed)
     victims = chance.sample(["node", "stage", "source"], 3)
     moments = sorted(chance.randrange(count // 2) for _ in victims)
@@ -598,21 +721,28 @@ pipeline = Pipeline("killed", Values >> Queue("values", maxsize=200) >> Half >> 
     for moment, victim in zip(moments, victims, strict=True):
         node.wait_for_line("leads cluster")
         with site.connect("killed") as cluster:
-            wait_for(lambda m=moment: _made(cluster.status()) >= m, f"{moment} items are made, seed {seed}")
+            _wait_until_made(cluster, moment)
         if victim == "node":
             former = node.pid
             node.kill()
             node = site.start("run", project, "--until-done")
             assert node.pid != former
         else:
-            stage = "Values" if victim == "source" else "Half"
-            pid = node.kill_one(lambda s=stage, n=node: n.stage_pids(s))
-            assert pid not in node.stage_pids(stage)
+            _kill_stage(node, "Values" if victim == "source" else "Half")
     assert node.wait_for_exit() == 0, f"seed {seed}: {node.lines[-5:]} {node.errors[-5:]}"
     site.hands()
     with site.connect("killed") as cluster:
         assert sorted(cluster.results("out")) == list(range(count)), f"seed {seed}"
         assert cluster.parked() == []
+
+
+def _wait_until_made(cluster: Cluster, count: int) -> None:
+    wait_for(lambda: _made(cluster.status()) >= count, f"{count} items are made")
+
+
+def _kill_stage(node: NodeProcess, stage: str) -> None:
+    pid = node.kill_one(lambda: node.stage_pids(stage))
+    assert pid not in node.stage_pids(stage)
 
 
 def _made(status: dict[str, list[dict[str, object]]]) -> int:

@@ -13,7 +13,9 @@ from harness import NodeProcess, Site, json_lines, wait_for
 from p2pcluster.cli import main
 
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
-SQUARES = HEAD + """
+SQUARES = (
+    HEAD
+    + """
 @source
 def Numbers():
     yield from range(10)
@@ -29,6 +31,7 @@ pipeline = Pipeline("squares", Numbers >> Square >> Print)
 if __name__ == "__main__":
     pipeline.main()
 """
+)
 PRINTED = sorted(f"Print | {x * x}" for x in range(10))
 
 
@@ -79,12 +82,15 @@ def test_a_python_file_runs_itself_and_run_is_the_default_verb(site: Site) -> No
 
 def test_main_where_there_is_no_file_says_what_to_call_instead(site: Site) -> None:
     """As in a notebook."""
-    done = site.python(SQUARES.partition("if __name__")[0] + """
+    done = site.python(
+        SQUARES.partition("if __name__")[0]
+        + """
 try:
     pipeline.main()
 except Exception as error:
     print(type(error).__name__, error)
-""")
+"""
+    )
     assert "WrongUsage" in done.out
     assert "call run_local() instead" in done.out
 
@@ -101,7 +107,9 @@ def test_file_and_variable_name_choose_a_pipeline_of_several(site: Site) -> None
 
 
 def test_set_gives_parameters_to_a_new_run_over_those_of_the_pipeline(site: Site) -> None:
-    project = site.project(HEAD + """
+    project = site.project(
+        HEAD
+        + """
 @source
 def One():
     yield 1
@@ -110,7 +118,8 @@ def One():
 def Print(x): print(sorted(current().params.items()))
 
 pipeline = Pipeline("set", One >> Print, params={"a": 1, "b": 2})
-""")
+"""
+    )
     done = site.do("run", project, "--until-done", "--set", "b=[3]", "--set", 'c="x"')
     assert printed(done.lines) == ["Print | [('a', 1), ('b', [3]), ('c', 'x')]"]
     done = site.do("run", project, "--until-done", "--again")
@@ -132,7 +141,9 @@ def test_pyproject_names_the_pipeline_and_the_cluster(site: Site) -> None:
 # ---- verbs that ask a running node
 
 
-NUMBERS = HEAD + """
+NUMBERS = (
+    HEAD
+    + """
 from pathlib import Path
 
 @stage(retries=0)
@@ -144,6 +155,7 @@ def Invert(x):
 
 pipeline = Pipeline("inverses", Queue("numbers", codec="json") >> Invert)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +189,17 @@ def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
     assert set(stage) == {"pipeline", "name", "processes", "done", "parked", "rate_per_s", "service_ms", "idle_because"}
     assert stage["idle_because"] == "its queue is empty"
     assert [queue["name"] for queue in status["queues"]] == ["numbers", "Invert.results"]
-    assert set(status["queues"][0]) == {"pipeline", "name", "ready", "leased", "delayed", "parked", "rate_in_per_s", "rate_out_per_s",
-                                        "oldest_s"}
+    assert set(status["queues"][0]) == {
+        "pipeline",
+        "name",
+        "ready",
+        "leased",
+        "delayed",
+        "parked",
+        "rate_in_per_s",
+        "rate_out_per_s",
+        "oldest_s",
+    }
     assert status["alarms"] == []
 
 
@@ -237,7 +258,18 @@ def test_the_journal_is_plain_sqlite_for_whoever_looks_while_the_node_runs(inver
     database = sqlite3.connect(f"{inverses.journal.as_uri()}?mode=ro", uri=True)
     names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     database.close()
-    assert names >= {"meta", "journal", "queues", "chunks", "leases", "keys", "parked", "producers", "projects", "members"}
+    assert names >= {
+        "meta",
+        "journal",
+        "queues",
+        "chunks",
+        "leases",
+        "keys",
+        "parked",
+        "producers",
+        "projects",
+        "members",
+    }
 
 
 def test_discard_asks_first(inverses: Site) -> None:
@@ -247,12 +279,16 @@ def test_discard_asks_first(inverses: Site) -> None:
 
 
 def test_take_takes_at_most_n_and_follow_waits_for_more(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @stage
 def Same(x): return x
 
 pipeline = Pipeline("taken", Queue("in") >> Same >> Queue("out"))
-""", "taken")
+""",
+        "taken",
+    )
     assert shared.do("put", "in", stdin="1\n2\n3\n").code == 0
     follow = shared.start("take", "out", "--follow")
     follow.wait_for_line("3")
@@ -273,7 +309,9 @@ def _queue(site: Site, name: str) -> dict[str, int]:
 
 
 def test_a_value_of_a_projects_class_is_read_in_its_folder_and_elsewhere_the_line_says_so(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 from point import Point
 
 @source
@@ -287,11 +325,14 @@ def Last(x): return x
 def Fail(x): raise ValueError("no")
 
 pipeline = Pipeline("classy", One >> [Last, Fail])
-""", "classy", point="""
+""",
+        "classy",
+        point="""
 class Point:
     def __repr__(self):
         return "a point"
-""")
+""",
+    )
     with shared.connect("classy") as cluster:
         wait_for(lambda: cluster.parked() and _stage(shared, "Last")["done"], "one is done and one is parked")
     done = shared.do("results", "Last", "--pipeline", "classy")
@@ -306,7 +347,9 @@ class Point:
 
 
 def test_a_stage_in_the_middle_has_no_results_and_says_which_have(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def One():
     yield 1
@@ -318,7 +361,9 @@ def Middle(x): return x
 def Last(x): return x
 
 pipeline = Pipeline("middle", One >> Middle >> Last)
-""", "middle")
+""",
+        "middle",
+    )
     done = shared.do("results", "Middle", "--pipeline", "middle")
     assert done.code == 1
     assert "stage 'Middle' of pipeline 'middle' keeps no results" in done.the_error()
@@ -327,7 +372,9 @@ pipeline = Pipeline("middle", One >> Middle >> Last)
 
 def test_a_reader_that_ends_early_is_no_error(shared: Site) -> None:
     """As in `results STAGE | head -1`."""
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 @source
 def Numbers():
     yield from range(20_000)
@@ -336,7 +383,9 @@ def Numbers():
 def Same(x): return "x" * 20
 
 pipeline = Pipeline("long", Numbers >> Same)
-""", "long")
+""",
+        "long",
+    )
     with shared.connect("long") as cluster:
         cluster.wait(30)
     results = shared.start("results", "Same", "--pipeline", "long", held=True)
@@ -349,7 +398,9 @@ pipeline = Pipeline("long", Numbers >> Same)
 
 
 def test_close_ends_a_source_that_never_would(shared: Site) -> None:
-    shared.deploy(HEAD + """
+    shared.deploy(
+        HEAD
+        + """
 from itertools import count
 
 @source
@@ -360,7 +411,9 @@ def Numbers():
 def Nothing(x): pass
 
 pipeline = Pipeline("endless", Numbers >> Nothing)
-""", "endless")
+""",
+        "endless",
+    )
     with shared.connect("endless") as cluster:
         wait_for(lambda: _stage(shared, "Nothing")["done"] > 100, "it runs")
         assert shared.do("close", "Numbers", "--pipeline", "endless").code == 0
@@ -396,8 +449,8 @@ def test_a_backup_under_load_is_restored_and_goes_on_from_there(site: Site) -> N
     (site.folder / "copy.sqlite3").rename(site.journal)
     site.start("run", project).wait_for_line("versions: run 1 goes on")
     with site.connect("versions") as cluster:
-        done = len(list(cluster.results("Mark")))
-    wait_for(lambda: _marked(site) >= done + 100, "it goes on")
+        restored = len(list(cluster.results("Mark")))
+    wait_for(lambda: _marked(site) >= restored + 100, "it goes on")
     found = _end_and_read(site)
     assert [x for x, _ in found] == list(range(len(found))), "each item once"
 
@@ -435,7 +488,9 @@ def test_a_folder_without_a_project_gives_a_pair_of_hands_and_a_node_without_a_k
 # ---- new versions
 
 
-VERSION = HEAD + """
+VERSION = (
+    HEAD
+    + """
 from itertools import count
 from pathlib import Path
 from helper import MARK
@@ -453,6 +508,7 @@ def Mark(x):
 
 pipeline = Pipeline("versions", Numbers >> Queue("numbers", maxsize=100) >> Mark)
 """
+)
 
 
 def _end_and_read(site: Site) -> list[list[object]]:
@@ -515,7 +571,9 @@ def test_run_from_another_folder_does_not_replace_the_clusters_version(site: Sit
     assert printed(done.lines) == PRINTED, "the cluster's version ran"
 
 
-TWO = HEAD + """
+TWO = (
+    HEAD
+    + """
 @stage
 def Same(x): return x
 
@@ -524,6 +582,7 @@ def Never(x): raise OSError("not yet")
 
 pipeline = Pipeline("fewer", Queue("in") >> Same, Queue("other") >> Never)
 """
+)
 
 
 def test_a_stage_that_a_new_version_lacks_keeps_its_items_with_an_alarm(site: Site) -> None:
@@ -535,7 +594,9 @@ def test_a_stage_that_a_new_version_lacks_keeps_its_items_with_an_alarm(site: Si
     assert "queue fewer/other has 3 items and no stage reads it" in alarm
     site.deploy(TWO.replace('raise OSError("not yet")', "return -x"))
     with site.connect("fewer") as cluster:
-        wait_for(lambda: sorted(cluster.results("Never")) == [-3, -2, -1], "a version with that stage goes on with them")
+        wait_for(
+            lambda: sorted(cluster.results("Never")) == [-3, -2, -1], "a version with that stage goes on with them"
+        )
     site.deploy(TWO)
     assert site.do("put", "other", stdin="4\n").code == 0
     site.deploy(TWO.replace(', Queue("other") >> Never', ""))
@@ -547,7 +608,9 @@ def test_a_stage_that_a_new_version_lacks_keeps_its_items_with_an_alarm(site: Si
 # ---- signals
 
 
-SLOW = HEAD + """
+SLOW = (
+    HEAD
+    + """
 import time
 from pathlib import Path
 
@@ -565,12 +628,15 @@ def Print(x):
 
 pipeline = Pipeline("slow", Numbers >> Print)
 """
+)
 
 
 def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site) -> None:
     """One node after another gets its signal while it is at the next item."""
     project = site.project(SLOW)
-    for x, (number, words, code) in enumerate([(signal.SIGINT, [], 0), (signal.SIGTERM, ["--until-done"], 1), (signal.SIGHUP, [], 0)]):
+    for x, (number, words, code) in enumerate(
+        [(signal.SIGINT, [], 0), (signal.SIGTERM, ["--until-done"], 1), (signal.SIGHUP, [], 0)]
+    ):
         node = site.start("run", project, *words)
         node.wait_for_line(f"Print | began {x}")
         node.signal(number)
@@ -583,7 +649,9 @@ def test_a_signal_drains_what_runs_is_finished_and_nothing_new_begins(site: Site
     assert (done.code, printed(done.lines)) == (0, []), "nothing was left to do, and nothing ran twice"
 
 
-POLL = HEAD + """
+POLL = (
+    HEAD
+    + """
 import time
 from pathlib import Path
 
@@ -606,6 +674,7 @@ def Same(x):
 
 pipeline = Pipeline("polling", Poll >> Queue("in", maxsize=200) >> Same)
 """
+)
 
 
 def test_what_a_function_source_returned_survives_a_new_version_and_a_stop_in_order(site: Site) -> None:
@@ -635,7 +704,21 @@ def test_help_shows_every_verb_with_an_example(capsys: pytest.CaptureFixture[str
         return capsys.readouterr().out
 
     overview = help_of()
-    for verb in ("run", "demo", "deploy", "status", "put", "take", "results", "discard", "close", "parked", "stop", "backup", "key"):
+    for verb in (
+        "run",
+        "demo",
+        "deploy",
+        "status",
+        "put",
+        "take",
+        "results",
+        "discard",
+        "close",
+        "parked",
+        "stop",
+        "backup",
+        "key",
+    ):
         assert verb in overview
         assert f"example: python -m p2pcluster {verb}" in help_of(verb)
 

@@ -359,7 +359,9 @@ class Life:
     def _keep_leaving(self) -> None:
         if not self._is_leaving or self._stopping_by_ms is not None or not self.executor.is_idle:
             return
-        if self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
+        if self.node.is_serving:
+            self.node.hand_over()
+        elif self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
             self._left_by = self._led_by
             self._to_leader(Message("leave", {}))
 

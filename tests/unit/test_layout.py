@@ -72,6 +72,7 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Each module of the package by its name in it; the package itself is ""."""
     return {_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -177,10 +178,12 @@ def foreign(tree: ast.Module, *known: str) -> set[str]:
     return {at.module.split(".")[0] for at in imports(tree)} - sys.stdlib_module_names - set(known)
 
 
-def _beside(path: Path, top: Path) -> set[str]:
+@cache
+def _in_and_above(folder: Path, top: Path) -> frozenset[str]:
     """What can be imported by its bare name from a script or a project's module: its neighbours, and those of the folders above."""
-    folders = [folder for folder in path.parents if folder.is_relative_to(top)]
-    return {other.stem for folder in folders for other in folder.iterdir() if other.suffix == ".py" or other.is_dir()}
+    if not folder.is_relative_to(top):
+        return frozenset()
+    return frozenset(other.stem for other in folder.iterdir() if other.suffix == ".py" or other.is_dir()) | _in_and_above(folder.parent, top)
 
 
 def test_only_the_standard_library_is_imported_and_by_tests_pytest_and_hypothesis_too() -> None:
@@ -188,7 +191,7 @@ def test_only_the_standard_library_is_imported_and_by_tests_pytest_and_hypothesi
     for path in python_files("p2pcluster", "scripts", "tests"):
         known = {"p2pcluster", "__main__"}
         for top in (PACKAGE / "examples", ROOT / "scripts", ROOT / "tests"):
-            known |= _beside(path, top)
+            known |= _in_and_above(path.parent, top)
         if path.is_relative_to(ROOT / "tests"):
             known |= {"tests", "pytest", "hypothesis"} | {other.stem for other in (ROOT / "scripts").glob("*.py")}
         if strange := foreign(tree_of(path), *known):
@@ -212,9 +215,9 @@ def test_each_module_of_an_example_is_used_by_its_pipeline() -> None:
 
 
 def test_each_helper_of_the_tests_is_used() -> None:
-    files = python_files("tests")
-    used = {part for path in files for at in imports(tree_of(path)) for part in at.module.split(".")}
-    helpers = {path.stem for path in files if not re.match(r"test_|conftest$|__init__$", path.stem) and "typing_examples" not in path.parts}
+    used = {part for path in python_files("tests", "scripts") for at in imports(tree_of(path)) for part in at.module.split(".")}
+    with_tests = {path.parent for path in python_files("tests") if path.name.startswith("test_")} | {ROOT / "tests"}
+    helpers = {path.stem for path in python_files("tests") if path.parent in with_tests and not re.match(r"test_|conftest$|__init__$", path.stem)}
     assert helpers - used == set()
 
 
