@@ -147,15 +147,21 @@ def main(argv: list[str]) -> int:
     try:
         return int(_VERBS[args.verb](args))
     except ClusterError as error:
-        print(f"p2pcluster: {error}", file=sys.stderr)
+        print("p2pcluster: " + "; ".join([str(error), *_notes(error)]), file=sys.stderr)
         if args.verbose:
             raise
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has heard enough
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        for note in _notes(error):
+            print(f"p2pcluster: stopped: {note}", file=sys.stderr)
         return 130
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
 
 
 def console() -> int:
@@ -249,7 +255,7 @@ def _deploy(args: argparse.Namespace) -> int:
         if deployed is not None and deployed["version"] == packed.version and deployed["run"]:
             print(f"{cluster.pipeline}: version {packed.version[:8]} is deployed already")
             return 0
-        origin = {"node": cluster.link.peer.node_id, "name": socket.gethostname(), "folder": str(project.folder)}
+        origin = {"node": (cluster.link.first_peer or cluster.link.peer).node_id, "name": socket.gethostname(), "folder": str(project.folder)}
         for message in deploy_messages(packed, manifest, record, origin):
             cluster.check(cluster.link.call(message), manifest["pipeline"])
         if deployed is None or not deployed["run"]:
@@ -328,6 +334,7 @@ def _put(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise ValueRefused(f"line {number} of {name} is not JSON ({error}): nothing was put; correct it and put again") from error
     with _cluster(args) as cluster:
+        cluster.is_patient = True  # whoever pipes values in is held back by a full queue; Ctrl-C ends it
         cluster.put_many(args.queue, values)
         if args.close:
             cluster.close(args.queue)

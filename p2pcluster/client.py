@@ -80,6 +80,7 @@ class Link:
         self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}
         self._known: list[Address] = []
+        self.first_peer: Identity | None = None  # whom it found by itself: the node of this machine, where there is one
         self._redirected_from: str | None = None
         self._open(time.monotonic() + timeout_s)
 
@@ -194,6 +195,7 @@ class Link:
         for address in addresses:
             try:
                 connection = dial(address.host, address.port, self._handshake(), timeout_s / len(addresses))
+                self.first_peer = self.first_peer or connection.peer
                 self._known = [address, *(parse_address(where) for where in connection.peer.facts.get("members", ()))]
                 return connection
             except (ClusterNotFound, Unavailable) as error:
@@ -336,6 +338,7 @@ class Cluster:
         self.link = link
         self._pipeline = pipeline
         self._manifest: dict[str, Any] | None = None
+        self.is_patient = False  # whether a put waits for room in its queue for as long as it takes
         self._producer = f"client:{secrets.token_hex(8)}"
         self._seq = 0
 
@@ -429,7 +432,12 @@ class Cluster:
         assert names is None or len(names) == len(bodies), "one key for each value"
         added = 0
         for start, stop in _batches(bodies):
-            added += self._put(queue, bodies[start:stop], None if names is None else names[start:stop])
+            try:
+                added += self._put(queue, bodies[start:stop], None if names is None else names[start:stop])
+            except BaseException as error:
+                if start:
+                    error.add_note(f"the first {start} of {len(bodies)} values were put")
+                raise
         return added
 
     def _put(self, queue: str, bodies: list[bytes], keys: list[str] | None) -> int:
@@ -440,23 +448,34 @@ class Cluster:
             blobs.append(json.dumps(keys).encode())
         message = Message("put", {"producer": [self._producer, 1, self._seq + 1], "ports": [port], "source": None}, tuple(blobs))
         try:
-            reply = self.link.call(message)
-        except BaseException as error:
+            reply = self._put_when_there_is_room(queue, message)
+        except BaseException:
             # Full, out of reach or interrupted: it may still be taken in. The number is spent, or the next value would count as this one.
             self._producer, self._seq = f"client:{secrets.token_hex(8)}", 0
-            if isinstance(error, Unavailable) and self._is_full(queue):
-                raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s; the value may still go in: put it again with "
-                                "the same key, or look why with python -m p2pcluster status") from error
             raise
         self.check(reply, queue)
         self._seq += 1
         return int(reply.fields.get("added", 0))
 
-    def _is_full(self, queue: str) -> bool:
+    def _put_when_there_is_room(self, queue: str, message: Message) -> Message:
+        while True:
+            try:
+                return self.link.call(message)
+            except Unavailable as error:
+                full = self._is_full(queue)
+                if self.is_patient and full is not None:
+                    continue
+                if not full:
+                    raise
+                raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s; the value may still go in: put it again with "
+                                "the same key, or look why with python -m p2pcluster status") from error
+
+    def _is_full(self, queue: str) -> bool | None:
+        """None when nobody answers."""
         try:
             found = [q for q in self.status()["queues"] if q["name"] == queue and q["pipeline"] == self.pipeline]
         except ClusterError:
-            return False
+            return None
         maxsize = self.queue_record(queue)["maxsize"]
         return bool(found and maxsize is not None and found[0]["ready"] + found[0]["leased"] + found[0]["delayed"] >= maxsize)
 

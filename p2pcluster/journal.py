@@ -173,6 +173,11 @@ class Mark:
         at = _MARK_SLOT_BYTES * (self.slot.turn % 2)
         self._map[at : at + _MARK.size] = head + struct.pack(">I", crc32(head))
 
+    def begin(self, last_index: int, ballot: int, chain: bytes) -> None:
+        """The first move, on the disk before any commit: without it a torn commit could not be told from a lost one."""
+        self.move(last_index, ballot, chain)
+        self._map.flush()
+
     def go_back(self, last_index: int) -> None:
         """The log is about to be cut off behind `last_index`: a mark that stayed ahead of it would look like a loss."""
         if self.slot.last_index > last_index:
@@ -262,6 +267,8 @@ class Journal:
             with _sqlite_errors(path):
                 db = _open_for_writing(path, is_doubtful)
                 reader = reader or JournalReader(db, path, body_memory_bytes_max)
+            if mark.slot.turn == 0:
+                mark.begin(reader.last_index, ballot_of(reader.meta), reader.chain)
         except BaseException:
             mark.close()
             raise

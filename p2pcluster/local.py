@@ -8,6 +8,7 @@ ends this one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -15,6 +16,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -55,6 +57,22 @@ def run_local(pipeline: Pipeline, inputs: Any = None, params: Mapping[str, Any] 
     `limit` bounds the values of each source. `params` go over the pipeline's own. Raises what a source or `on_done` raises; what a stage
     raises parks its item after its deliveries, as in a cluster.
     """
+    if not _is_in_a_loop():
+        return _run_here(pipeline, inputs, params, limit, out_dir)
+    with ThreadPoolExecutor(1) as pool:  # an async stage needs a loop of its own, and a notebook's thread has one that runs
+        return pool.submit(_run_here, pipeline, inputs, params, limit, out_dir).result()
+
+
+def _is_in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run_here(pipeline: Pipeline, inputs: Any, params: Mapping[str, Any] | None, limit: int | None,
+              out_dir: str | os.PathLike[str] | None) -> LocalRun:
     with contextlib.ExitStack() as stack:
         folder = Path(out_dir) if out_dir is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)

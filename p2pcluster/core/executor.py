@@ -610,7 +610,9 @@ class Executor:
                 self._tell(Message("source_lost", {"pipeline": where[0], "stage": where[1], "shard": where[2]}))
 
     def _settle_on_done(self, name: str, pipeline: dict[str, Any]) -> None:
-        if pipeline["state"] != "done" or not pipeline["manifest"]["on_done"] or pipeline["on_done_run"] >= pipeline["run"]:
+        if pipeline["state"] != "done" or not pipeline["runs_on_done"] or not pipeline["manifest"]["on_done"]:
+            return
+        if pipeline["on_done_run"] >= pipeline["run"]:
             return
         run, tries, due_ms = self._on_done.get(name, (pipeline["run"], 0, 0))
         if run != pipeline["run"]:

@@ -609,7 +609,7 @@ class Node:
         plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes if not n.is_draining}, loads,
                               {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
         for session in nodes:
-            new = self._plan_for(plan.get(session.id, {}))
+            new = self._plan_for(session, plan.get(session.id, {}), nodes)
             if new != session.planned:
                 session.planned = new
                 self._outbox.append((session.id, Message("plan", new)))
@@ -629,16 +629,28 @@ class Node:
                 loads.append(Load(
                     name, stage["kind"], stage["processes"], stage["per_node"], queue.open_count if queue else 0,
                     sum(measured) / len(measured) if measured else 0.0,
+                    *self._home_of(pipeline, stage, nodes),
                 ))
         return loads
 
-    def _plan_for(self, processes: dict[str, int]) -> dict[str, Any]:
+    def _home_of(self, pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> tuple[str | None, str | None]:
+        """The session that alone may run a stage, and the one that is to, of the machine that the project came from."""
+        origin = self._origin_of(pipeline, nodes)
+        if stage["where"] == "origin":
+            return origin.id if origin else "", None
+        return None, origin.id if origin and stage["kind"] != "stage" else None
+
+    def _origin_of(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
+        return next((session for session in nodes if session.node == pipeline.origin.get("node")), None)
+
+    def _plan_for(self, session: Session, processes: dict[str, int], nodes: list[Session]) -> dict[str, Any]:
         pipelines = {}
         for pipeline in self.state.pipelines.values():
             pipelines[pipeline.name] = {
                 "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
                 "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
-                "zip_sha256": pipeline.zip_sha256, "is_over": is_over(pipeline),
+                "zip_sha256": pipeline.zip_sha256,
+                "runs_on_done": session is (self._origin_of(pipeline, nodes) or nodes[0]), "is_over": is_over(pipeline),
                 "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
                 "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
             }
@@ -661,7 +673,10 @@ class Node:
         producer = self.state.producers.get(key)
         if key in self._owners or key in self._held or (producer is not None and producer.finished):
             return  # with a new epoch, what is held back would be refused
-        session = nodes[shard % len(nodes)]
+        origin = self._origin_of(pipeline, nodes)
+        if origin is None and stage["where"] == "origin":
+            return
+        session = origin or nodes[shard % len(nodes)]
         self._owners[key] = session.id
         command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,
                                      "boot": session.boot})
@@ -784,7 +799,7 @@ class Node:
         if pipeline is None:
             self._reply(session.id, message, "refused", code="unknown_pipeline")
             return
-        self._waiters.append((session.id, message.fields["req"], pipeline.name, pipeline.run))
+        self._waiters.append((session.id, message.fields["req"], pipeline.name, max(pipeline.run, 1)))
         self._answer_waiters()
 
     def _answer_waiters(self) -> None:

@@ -23,6 +23,8 @@ class Load:
     per_node: int | None
     backlog: int
     service_us: float
+    only: str | None = None  # the one node that it may run on
+    prefers: str | None = None  # the node that it runs on as long as that is there
 
     def wait_us(self, processes: int) -> float:
         """How long the last item in line waits."""
@@ -91,6 +93,10 @@ def _spread(plan: Plan, load: Load, count: int, slots: dict[str, int]) -> None:
     """Give `count` processes to the nodes with the most slots left, within `per_node`."""
     for _ in range(count):
         room = [node for node in plan if load.per_node is None or plan[node].get(load.stage, 0) < load.per_node]
+        if load.only is not None:
+            room = [node for node in room if node == load.only]
+        elif load.prefers in room:
+            room = [load.prefers]
         if not room:
             return
         node = max(room, key=lambda name: slots[name] - sum(plan[name].values()))

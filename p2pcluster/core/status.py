@@ -96,6 +96,8 @@ def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, s
     troubles = [session.troubles[name] for session in nodes if name in session.troubles]
     if troubles:
         return troubles[0]
+    if stage["where"] == "origin" and not any(session.node == pipeline.origin.get("node") for session in nodes):
+        return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
     if queue is None and state.source_finished(pipeline, stage):
         return "the source has ended"
     full = [q.name for q in outputs if _is_full(q)]

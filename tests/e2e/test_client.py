@@ -142,6 +142,54 @@ pipeline = Pipeline("narrow", Queue("in", maxsize=3) >> Never)
         assert cluster.status()["leader"]["name"], "the connection is of use still"
 
 
+def test_a_patient_put_waits_for_room_beyond_its_time_and_is_put_once(echo: Site, proxy: Proxy) -> None:
+    """As the verb `put` does; asking again needs a new connection, by which the test sees that it did."""
+    echo.deploy(
+        HEAD
+        + """
+import time
+from pathlib import Path
+
+@stage(processes=1)
+def Gated(x):
+    while not Path(current().out_dir, "open").exists():
+        time.sleep(0.01)
+    return x
+
+pipeline = Pipeline("gated", Queue("in", maxsize=3) >> Gated)
+""",
+        "gated",
+    )
+    with _connect_through(proxy, echo, "gated", 0.5) as cluster:
+        cluster.is_patient = True
+        cluster.put_many("in", [0, 1, 2])
+        putting = threading.Thread(target=lambda: cluster.put("in", 3))
+        putting.start()
+        wait_for(lambda: proxy.connections >= 3, "it asks again")
+        (echo.out("gated") / "open").touch()
+        putting.join()
+        cluster.close("in")
+        cluster.wait(30)
+        assert sorted(cluster.results("Gated")) == [0, 1, 2, 3]
+
+
+def test_what_was_put_before_a_put_of_many_failed_is_said(echo: Site) -> None:
+    echo.deploy(
+        HEAD
+        + """
+@stage(retries=1000, backoff_s=60)
+def Never(x): raise OSError
+
+pipeline = Pipeline("short", Queue("in", maxsize=10) >> Never)
+""",
+        "short",
+    )
+    with echo.connect("short", timeout_s=1) as cluster:
+        with pytest.raises(QueueFull) as caught:
+            cluster.put_many("in", list(range(5000)))
+        assert caught.value.__notes__ == ["the first 2000 of 5000 values were put"]
+
+
 # ---- wait and parked
 
 

@@ -67,8 +67,8 @@ BAD_PROJECTS = {
         ["No module named 'no_such_module_here'", "pipeline.py, line 1", "correct it"],
     ),
     "two pipelines": (
-        HEAD
-        + "@source\ndef A(): yield 1\n@sink\ndef B(x): pass\none = Pipeline('one', A >> B)\ntwo = Pipeline('two', A >> B)\n",
+        HEAD + "@source\ndef A(): yield 1\n@sink\ndef B(x): pass\n"
+        "one = Pipeline('one', A >> B)\ntwo = Pipeline('two', A >> B)\n",
         ["2 pipelines (one, two)", "pipeline.py:NAME"],
     ),
     "none": ("x = 1\n", ["pipeline.py has no Pipeline", "assign one to a variable"]),

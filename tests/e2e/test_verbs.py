@@ -80,19 +80,34 @@ def test_a_python_file_runs_itself_and_run_is_the_default_verb(site: Site) -> No
     assert done.lines[-1].startswith("squares: run 2 done in ")
 
 
-def test_main_where_there_is_no_file_says_what_to_call_instead(site: Site) -> None:
-    """As in a notebook."""
-    done = site.python(
-        SQUARES.partition("if __name__")[0]
-        + """
-try:
-    pipeline.main()
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-    )
-    assert "WrongUsage" in done.out
-    assert "call run_local() instead" in done.out
+def test_in_a_notebook_main_says_what_to_call_instead_and_that_works_in_its_running_loop(site: Site) -> None:
+    done = site.python("""
+        import asyncio
+        from p2pcluster import Pipeline, source, stage
+
+        @source
+        def Numbers():
+            yield from range(3)
+
+        @stage
+        async def Next(x):
+            await asyncio.sleep(0)
+            return x + 1
+
+        pipeline = Pipeline("notebook", Numbers >> Next)
+
+        async def cell():
+            print(pipeline.run_local().results)
+            pipeline.main()
+
+        try:
+            asyncio.run(cell())
+        except Exception as error:
+            print(type(error).__name__, error)
+    """)
+    assert done.lines[0] == "{'Next': [1, 2, 3]}"
+    assert done.lines[1].startswith("WrongUsage main() runs the file that was started")
+    assert "call run_local() instead" in done.lines[1]
 
 
 def test_file_and_variable_name_choose_a_pipeline_of_several(site: Site) -> None:
@@ -678,7 +693,7 @@ pipeline = Pipeline("polling", Poll >> Queue("in", maxsize=200) >> Same)
 
 
 def test_what_a_function_source_returned_survives_a_new_version_and_a_stop_in_order(site: Site) -> None:
-    """Nobody can ask such a source again: what it gave is put before its process ends, though the queue behind it is full."""
+    """Nobody can ask it again: what it gave is put before its process ends, though the queue behind it is full."""
     node = site.start("run", site.project(POLL))
     node.wait_for_line("run 1 starts")
     with site.connect("polling") as cluster:

@@ -431,6 +431,27 @@ def test_a_commit_that_was_not_acknowledged_may_be_gone(store: RealStore, node: 
     assert store.open()[1].last_index == 1
 
 
+def test_the_very_first_commit_may_be_torn(store: RealStore) -> None:
+    fresh = SoleVoter(store)
+    for _ in range(2):  # with its last frame cut, and with it whole
+        store.fail_write(1, Fault.TORN)
+        with pytest.raises(JournalError):
+            fresh.commit(*beginning())
+        fresh.crash()
+        assert fresh.last_index == 0
+    fresh.commit(*beginning())
+
+
+def test_a_journal_without_a_mark_gets_one(store: RealStore, node: SoleVoter) -> None:
+    """A backup that was put in place, say: from here on the loss of its last commit is noticed."""
+    node.journal.close()
+    store.mark_path.unlink()
+    node.open()
+    slot = read_mark(store.mark_path.read_bytes())
+    assert slot is not None
+    assert slot.last_index == 1
+
+
 def test_a_flipped_bit_in_the_middle_of_the_write_ahead_log_is_noticed(store: RealStore, node: SoleVoter) -> None:
     for seq in range(1, 4):
         node.commit(put("p/in", seq, b"x"))

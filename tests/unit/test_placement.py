@@ -1,0 +1,67 @@
+"""How many processes of each stage each node runs."""
+
+from __future__ import annotations
+
+from p2pcluster.core.placement import Load, Plan, plan_processes
+
+
+def load(stage: str, processes: int | str = "auto", backlog: int = 0, service_us: float = 1000.0, **others: object) -> Load:
+    return Load(stage, str(others.pop("kind", "stage")), processes, others.pop("per_node", None), backlog, service_us, **others)  # type: ignore[arg-type]
+
+
+def totals(plan: Plan) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for stages in plan.values():
+        for stage, count in stages.items():
+            found[stage] = found.get(stage, 0) + count
+    return found
+
+
+def test_without_nodes_there_is_no_plan() -> None:
+    assert plan_processes({}, [load("a")], {}) == {}
+
+
+def test_every_stage_has_a_process_somewhere_even_beyond_the_slots() -> None:
+    assert totals(plan_processes({"n": 1}, [load(name) for name in "abc"], {})) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_explicit_counts_are_given_as_asked_and_spread() -> None:
+    assert plan_processes({"m": 2, "n": 2}, [load("a", 4)], {}) == {"m": {"a": 2}, "n": {"a": 2}}
+
+
+def test_a_maximum_for_each_node_is_kept() -> None:
+    assert plan_processes({"m": 8, "n": 8}, [load("a", 4, per_node=1)], {}) == {"m": {"a": 1}, "n": {"a": 1}}
+
+
+def test_sources_are_assigned_and_not_placed() -> None:
+    assert plan_processes({"n": 2}, [load("s", 1, kind="source")], {}) == {"n": {}}
+
+
+def test_the_stage_with_the_longest_wait_gets_the_free_slots() -> None:
+    plan = plan_processes({"n": 4}, [load("slow", backlog=1000, service_us=10_000), load("fast", backlog=1000, service_us=1)], {})
+    assert plan == {"n": {"slow": 3, "fast": 1}}
+
+
+def test_equal_input_gives_an_equal_plan_and_the_plan_in_force_stays() -> None:
+    loads = [load("a", backlog=1000, service_us=10_000), load("b", backlog=1000, service_us=9_000)]
+    plan = plan_processes({"m": 3, "n": 3}, loads, {})
+    assert plan_processes({"m": 3, "n": 3}, loads, {}) == plan
+    assert plan_processes({"m": 3, "n": 3}, loads, plan) == plan
+
+
+def test_one_process_moves_at_a_time_and_only_for_a_clearly_longer_wait() -> None:
+    current = {"n": {"a": 3, "b": 1}}
+    even = [load("a", backlog=3000, service_us=1000), load("b", backlog=1300, service_us=1000)]
+    assert plan_processes({"n": 4}, even, current) == current
+    uneven = [load("a", backlog=10, service_us=1000), load("b", backlog=9000, service_us=1000)]
+    assert plan_processes({"n": 4}, uneven, current) == {"n": {"a": 2, "b": 2}}
+
+
+def test_a_stage_that_may_run_on_one_node_only_waits_for_it() -> None:
+    assert plan_processes({"m": 2, "n": 2}, [load("a", 2, only="n")], {}) == {"m": {}, "n": {"a": 2}}
+    assert plan_processes({"m": 2}, [load("a", 2, only="n")], {}) == {"m": {}}
+
+
+def test_a_sink_is_where_it_would_rather_be_as_long_as_that_node_is_there() -> None:
+    assert plan_processes({"m": 9, "n": 1}, [load("a", 1, kind="sink", prefers="n")], {}) == {"m": {}, "n": {"a": 1}}
+    assert plan_processes({"m": 9}, [load("a", 1, kind="sink", prefers="n")], {}) == {"m": {"a": 1}}

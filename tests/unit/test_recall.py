@@ -1,0 +1,66 @@
+"""A process whose item runs long gives back what waits behind it, and is fed again when it can be."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from p2pcluster import config
+from p2pcluster.core.codec import Message
+from p2pcluster.core.executor import Executor, Send, Start
+
+SLOW_MS = int(1000 * config.RECALL_AFTER_S)
+SLOW_US = 1000.0 * SLOW_MS
+
+
+class Machine:
+    """A machine with one process of one stage, and a leader who grants what the test says. `sent` is what its process is told."""
+
+    def __init__(self) -> None:
+        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
+        pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
+                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "on_done_run": 0, "is_over": False}
+        self.executor = Executor("here")
+        self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": 1}}), 0)
+        (self.key,) = [action.key for action in self.executor.take_actions() if isinstance(action, Start)]
+        self.says("ready", 0)
+
+    def says(self, kind: str, now_ms: int, **fields: Any) -> None:
+        self.executor.on_message(self.key, Message(kind, fields), now_ms)
+
+    def done(self, work: int, now_ms: int) -> None:
+        self.says("done", now_ms, work=work, count=1, elapsed_us=SLOW_US, ports=[])
+
+    def grant(self, lo: int, hi: int, now_ms: int) -> None:
+        blobs = (array("I", [1] * (hi - lo)).tobytes(), b"x" * (hi - lo))
+        self.executor.on_leader(Message("grant", {"queue": "p/S", "pieces": [[lo, hi, 1, None]], "fence": ["here", "boot", 1], "deliveries": {}},
+                                        blobs), now_ms)
+
+    def tick(self, work: int, item: int, now_ms: int) -> None:
+        self.executor.tick(now_ms, {self.key: (work, item)})
+
+    def sent(self, kind: str) -> list[int]:
+        """The numbers of the works that the process was told of in messages of this kind, since this was last asked."""
+        messages = [action.message for action in self.executor.take_actions() if isinstance(action, Send)]
+        return [message.fields["work"] for message in messages if message.kind == kind]
+
+
+def test_a_process_that_moved_on_unseen_and_gave_everything_back_is_fed_again() -> None:
+    """It reports its item, and its position is looked at before it could say that it stands at no item: it seems to be stuck with it still.
+
+    No report follows that could say otherwise, so that a process without work was never given any again, and the run stood still.
+    """
+    machine = Machine()
+    machine.grant(1, 2, 1)
+    (first,) = machine.sent("work")
+    machine.done(first, SLOW_MS)
+    machine.grant(2, 9, SLOW_MS + 1)
+    second, third = machine.sent("work")
+    machine.tick(second, 2, SLOW_MS + 2)
+    machine.done(second, 2 * SLOW_MS + 2)
+    machine.tick(second, 2, 2 * SLOW_MS + 3)
+    recalled = machine.sent("recall")
+    assert third in recalled, "it seems to be stuck"
+    for work in recalled:
+        machine.says("returned", 2 * SLOW_MS + 4, work=work, kept=0)
+    assert machine.sent("work"), "all of its work came back: it gets some again"
