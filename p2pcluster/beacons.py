@@ -58,7 +58,8 @@ class Beacons:
         return Gate(key, self._options.cluster, self._node_id, self._boot, secrets.token_bytes(32), protocol.VERSION)
 
     def use_key(self, key: bytes, made: bool, now_ms: int) -> None:
-        """There is a key now: made here, or found."""
+        """There is a key now: made here, or found. What waits in the sockets was said before anybody had it."""
+        self.lan.receive()
         self._gate = self._gate_for(key)
         if made:
             self.discovery.key_made(now_ms)

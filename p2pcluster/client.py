@@ -68,6 +68,18 @@ def read_key(options: Options) -> bytes:
     return key
 
 
+def _key_in_time(options: Options, deadline_s: float) -> bytes:
+    """The key, which a first node that was just started makes only once it has heard nobody else. Raises `HomeError`."""
+    while True:
+        try:
+            return read_key(options)
+        except HomeError:
+            starts = find_addresses(options, Path.home(), socket.gethostname())
+            if not starts or time.monotonic() + RETRY_S >= deadline_s:
+                raise
+            time.sleep(RETRY_S)
+
+
 class Link:
     """One authenticated connection to the leader, found again within the timeout when it is lost."""
 
@@ -75,7 +87,7 @@ class Link:
         self.options = options
         self.timeout_s = timeout_s
         self._id = secrets.token_hex(8)
-        self._key = derive_key(read_key(options))
+        self._key = derive_key(_key_in_time(options, time.monotonic() + timeout_s))
         self._connection: BlockingConnection | None = None
         self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}

@@ -361,7 +361,7 @@ class Daemon:
         cores = os.cpu_count() or 1
         return {
             "cores": cores, "memory_gb": _memory_gb(), "name": self.name, "os": sys.platform, "python": platform.python_version(),
-            "tags": list(self.options.tag), "address": self.address, "slots": self.options.slots or cores,
+            "tags": list(self.options.tag), "address": self.address, "slots": cores if self.options.slots is None else self.options.slots,
         }
 
     @contextlib.contextmanager

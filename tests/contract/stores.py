@@ -1,7 +1,8 @@
 """Where a journal lives, simulated and real, with one face for tests: open it, have a write fail, let its process die.
 
-A real process's death is the copy of its files while the connection is open: what SQLite does at its close never happens. A torn
-write is what a power failure leaves of the last transaction: a part of its frames, or frames with zeros.
+A real process's death is the copy of its files while the connection is open: what SQLite does at its close never
+happens. A torn write is what a power failure leaves of the last transaction: a part of its frames, or frames with
+zeros.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class RealStore:
 
 
 def tear(wal: Path, start: int, stop: int, cut: bool) -> None:
-    """Of the last transaction, the bytes from `start` to `stop`, the first page holds zeros; its last frame is cut, or is whole.
+    """Of the last transaction, the bytes from `start` to `stop`, the first page holds zeros; its last frame may be cut.
 
     A write that changed nothing leaves nothing to tear.
     """

@@ -1,6 +1,7 @@
 """What the core's shell may rely on in a journal: one suite for the simulated one and the real one.
 
-A fake earns its place in simulations here. The real one's own affairs, damage to its file above all, are in `unit/test_journal.py`.
+A fake earns its place in simulations here. The real one's own affairs, damage to its file above all, are in
+`unit/test_journal.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
-from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
 from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
-from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import JournalError
 from p2pcluster.journal import Compaction, Journal, Write, checkpoint_of
 from tests.contract.stores import MEMORY, RealStore, SimStore, Store
@@ -36,7 +35,6 @@ ERROR = {"type": "ValueError", "text": "no", "traceback": None}
 @pytest.fixture(params=["sim", "real"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return SimStore() if request.param == "sim" else RealStore(tmp_path)
-
 
 
 @pytest.fixture
@@ -60,9 +58,17 @@ def test_a_new_journal_is_empty(store: Store) -> None:
 
 
 @pytest.mark.parametrize("ending", [SoleVoter.crash, SoleVoter.end])
-def test_everything_that_a_write_holds_is_there_afterwards(node: SoleVoter, ending: Callable[[SoleVoter], None]) -> None:
-    node.write(Write(node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]), HardState(3, "n2"), sole_voter=True,
-                     meta=(("node_id", "n1"), ("cluster_name", "lab"))))
+def test_everything_that_a_write_holds_is_there_afterwards(
+    node: SoleVoter, ending: Callable[[SoleVoter], None]
+) -> None:
+    node.write(
+        Write(
+            node.entries([put("p/in", 1, b"one")], [put("p/in", 2, b"two")]),
+            HardState(3, "n2"),
+            sole_voter=True,
+            meta=(("node_id", "n1"), ("cluster_name", "lab")),
+        )
+    )
     before = facts(node.state)
     ending(node)
     assert node.recovered.hard_state == HardState(3, "n2")
@@ -86,9 +92,12 @@ def test_entries_come_back_as_they_were_written(node: SoleVoter) -> None:
     node.crash()
     found = list(node.journal.entries(1))
     assert [(e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in found] == [
-        (e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in entries]
+        (e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in entries
+    ]
     assert [bytes(e.body) for e in node.journal.entries(1, bodies_after=2)] == [b"", bytes(body), b"who votes"]
-    assert [bytes(e.body) for e in node.journal.entries(1, bodies_after=4)] == [b"", b"", b"who votes"], "of a configuration the body too"
+    assert [bytes(e.body) for e in node.journal.entries(1, bodies_after=4)] == [b"", b"", b"who votes"], (
+        "of a configuration the body too"
+    )
 
 
 def test_writing_goes_on_after_an_end_in_order_and_after_a_crash(node: SoleVoter) -> None:
@@ -227,14 +236,20 @@ def test_compaction_goes_in_slices_and_says_when_there_is_more(node: SoleVoter) 
 
 
 @pytest.mark.parametrize("memory", [0, MEMORY])
-def test_every_open_items_bytes_come_back_wherever_they_lie(store: Store, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_open_items_bytes_come_back_wherever_they_lie(
+    store: Store, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = SoleVoter(store, memory)
     node.commit(*beginning())
     keys = b'["a", "b", "a"]'
     node.commit(put("p/in", 1, b"in", b"the", b"log"), put("w/x", 2, b"first", b"second", b"never", keys=keys))
     for seq in range(3, 15):
         node.commit(put("p/d", seq, b"small %d" % seq, b""))
-    wanted = {"p/in": [b"in", b"the", b"log"], "w/x": [b"first", b"second"], "p/d": [b for s in range(3, 15) for b in (b"small %d" % s, b"")]}
+    wanted = {
+        "p/in": [b"in", b"the", b"log"],
+        "w/x": [b"first", b"second"],
+        "p/d": [b for s in range(3, 15) for b in (b"small %d" % s, b"")],
+    }
     assert {queue: node.values(queue) for queue in wanted} == wanted
     node.checkpoint()
     assert {queue: node.values(queue) for queue in wanted} == wanted
@@ -300,8 +315,10 @@ def test_keys_that_come_in_a_new_run_outlive_the_checkpoint_that_ends_those_of_t
     node.commit(put("p/in", 1, b"one", keys=b'["k"]'))
     node.checkpoint()
     node.commit(
-        Message("discard", {"queue": "p/in", "ids": None}), Message("close", {"pipeline": "p", "name": "in"}),
-        Message("close", {"pipeline": "p", "name": "gen"}), Message("start_run", {"pipeline": "p", "params": None}),
+        Message("discard", {"queue": "p/in", "ids": None}),
+        Message("close", {"pipeline": "p", "name": "in"}),
+        Message("close", {"pipeline": "p", "name": "gen"}),
+        Message("start_run", {"pipeline": "p", "params": None}),
         put("p/in", 2, b"two", keys=b'["k"]'),
     )
     assert node.state.pipelines["p"].run == 2
@@ -318,8 +335,14 @@ def busy(node: SoleVoter) -> None:
     """A bit of everything, some of it in the tables, some only in the log."""
     node.commit(put("p/in", 1, b"one", b"two", b"three"), put("w/x", 2, b"k", b"never", keys=b'["k", "k"]'))
     node.commit(commands.take("p/in", [(1, 3)], FENCE), commands.fail("p/in", 1, FENCE, ERROR, 5))
-    node.write(Write(node.entries([Message("member", {"node": "n1", "name": "host", "facts": {}})]), sole_voter=True,
-                     checkpoint=checkpoint_of(node.state), compact=(node.last_index + 1, 1 << 20)))
+    node.write(
+        Write(
+            node.entries([Message("member", {"node": "n1", "name": "host", "facts": {}})]),
+            sole_voter=True,
+            checkpoint=checkpoint_of(node.state),
+            compact=(node.last_index + 1, 1 << 20),
+        )
+    )
     node.commit(put("p/d", 3, b"four"), commands.take("w/x", [(1, 2)], FENCE))
 
 
@@ -345,7 +368,11 @@ def test_a_snapshot_makes_another_journal_the_same(store: Store, memory: int, st
     assert read_configuration(target.journal.meta["configuration"]) == configuration
     assert (target.recovered.base_index, target.recovered.last_index, target.recovered.commit_index) == (5, 5, 5)
     assert (target.recovered.base_term, target.journal.base_index, target.journal.log_bytes) == (1, 5, 0)
-    assert (target.state.hash, target.state.applied_idx, target.state.at_ms) == (source.state.hash, 5, source.state.at_ms)
+    assert (target.state.hash, target.state.applied_idx, target.state.at_ms) == (
+        source.state.hash,
+        5,
+        source.state.at_ms,
+    )
     assert plain_rows(target.state, bundles_by_place=False) == plain_rows(source.state, bundles_by_place=False)
     for queue in ("p/in", "w/x", "p/d"):
         assert target.values(queue) == source.values(queue)
@@ -404,11 +431,29 @@ def scenario(node: SoleVoter) -> None:
     steps: list[Callable[[], Write]] = [
         lambda: Write(node.entries(beginning())),
         lambda: Write(node.entries([put("p/in", 1, b"one", b"two", b"three"), commands.take("p/in", [(1, 3)], FENCE)])),
-        lambda: Write(node.entries([commands.fail("p/in", 1, FENCE, ERROR, 5)]), HardState(2, "n1"), checkpoint=checkpoint_of(node.state)),
-        lambda: Write(node.entries([commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([2]), b"ok")])])),
-        lambda: Write(node.entries([put("p/d", 2, b"d")]), checkpoint=checkpoint_of(node.state), compact=(node.last_index + 1, 1 << 20)),
-        lambda: Write(node.entries([Message("retry", {"queue": "p/in", "ids": None}), put("w/x", 3, b"x", b"y", keys=b'["k","k"]')])),
-        lambda: Write(node.entries([put("p/d", 4, b"e")]), checkpoint=checkpoint_of(node.state), compact=(node.last_index + 1, 1 << 20)),
+        lambda: Write(
+            node.entries([commands.fail("p/in", 1, FENCE, ERROR, 5)]),
+            HardState(2, "n1"),
+            checkpoint=checkpoint_of(node.state),
+        ),
+        lambda: Write(
+            node.entries([commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([2]), b"ok")])])
+        ),
+        lambda: Write(
+            node.entries([put("p/d", 2, b"d")]),
+            checkpoint=checkpoint_of(node.state),
+            compact=(node.last_index + 1, 1 << 20),
+        ),
+        lambda: Write(
+            node.entries(
+                [Message("retry", {"queue": "p/in", "ids": None}), put("w/x", 3, b"x", b"y", keys=b'["k","k"]')]
+            )
+        ),
+        lambda: Write(
+            node.entries([put("p/d", 4, b"e")]),
+            checkpoint=checkpoint_of(node.state),
+            compact=(node.last_index + 1, 1 << 20),
+        ),
         lambda: Write(node.entries([commands.done("p/in", [(1, 2), (3, 4)], [])])),
     ]
     assert len(steps) == SCENARIO_WRITES

@@ -291,16 +291,16 @@ def test_two_takers_share_and_nobody_gets_what_another_has(echo: Site) -> None:
 
 
 def test_values_that_together_exceed_a_message_come_in_several(echo: Site) -> None:
+    """They stay in their queue, because its stage does not start."""
     echo.deploy(
         HEAD
         + """
 @stage
-def Same(x): return x
+class Never:
+    def __init__(self): raise OSError("no camera")
+    def __call__(self, x): return x
 
-@stage
-def Kept(x): return x
-
-pipeline = Pipeline("large", Queue("in") >> Same >> [Queue("out", maxsize=None), Kept])
+pipeline = Pipeline("large", Queue("in", maxsize=None) >> Never)
 """,
         "large",
     )
@@ -308,12 +308,11 @@ pipeline = Pipeline("large", Queue("in") >> Same >> [Queue("out", maxsize=None),
     with echo.connect("large", timeout_s=30) as cluster:
         for size in sizes:
             cluster.put("in", bytes(size))
-        cluster.close("in")
-        cluster.wait(60)
-        assert [len(value) for value in cluster.results("Kept")] == sizes
-        with cluster.take("out", wait_s=1) as items:
+        assert [len(value) for value in cluster.results("in")] == sizes
+        with cluster.take("in", wait_s=1) as items:
             assert [len(value) for value in items] == sizes
-        assert cluster.discard("Kept.results") == 5
+        cluster.close("in")
+        cluster.wait(30)
 
 
 def test_a_taker_that_waits_gets_what_comes_later(echo: Site) -> None:

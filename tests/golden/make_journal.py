@@ -2,9 +2,10 @@
 
     python tests/golden/make_journal.py
 
-Run it again only when the format changes before anybody has a journal of it. After that a new format gets a file of its own beside
-the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v1.json` says what is in `journal_v1.sqlite3`:
-items in every state, some with their bytes in the log and some in rows of their own, and a tail that is not committed.
+Run it again only when the format changes before anybody has a journal of it. After that a new format gets a file of its
+own beside the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v1.json` says what is
+in `journal_v1.sqlite3`: items in every state, some with their bytes in the log and some in rows of their own, and a
+tail that is not committed.
 """
 
 from __future__ import annotations
@@ -32,24 +33,45 @@ from tests.simulation.sole_voter import SoleVoter, put
 
 FOLDER = Path(__file__).resolve().parent
 FENCE = Fence("node-a", "boot-1", 4294967297)
-ERROR = {"type": "ValueError", "text": "no such number", "traceback": "Traceback ...", "stage": "p/last", "node": "host"}
+ERROR = {
+    "type": "ValueError",
+    "text": "no such number",
+    "traceback": "Traceback ...",
+    "stage": "p/last",
+    "node": "host",
+}
 
 
 def describe(journal: Journal, recovered: Recovered) -> dict[str, Any]:
     """What a journal holds, in words that outlive the code."""
     state = recovered.state
     return {
-        "term": recovered.hard_state.term, "voted_for": recovered.hard_state.voted_for, "base_index": recovered.base_index,
-        "base_term": recovered.base_term, "last_index": recovered.last_index, "commit_index": recovered.commit_index,
-        "applied_index": state.applied_idx, "at_ms": state.at_ms, "state_hash": state.hash.hex(),
-        "node_id": journal.meta["node_id"], "configuration": json.loads(journal.meta["configuration"]),
+        "term": recovered.hard_state.term,
+        "voted_for": recovered.hard_state.voted_for,
+        "base_index": recovered.base_index,
+        "base_term": recovered.base_term,
+        "last_index": recovered.last_index,
+        "commit_index": recovered.commit_index,
+        "applied_index": state.applied_idx,
+        "at_ms": state.at_ms,
+        "state_hash": state.hash.hex(),
+        "node_id": journal.meta["node_id"],
+        "configuration": json.loads(journal.meta["configuration"]),
         "entries": [[e.index, e.term, e.at_ms, e.kind, len(e.body)] for e in journal.entries(0)],
         "queues": {name: _queue(journal, recovered, name) for name in sorted(state.queues)},
-        "producers": {key: [p.epoch, p.seq, p.count, p.hash, p.finished, p.at_ms, p.node, p.boot, (p.cursor or b"").decode()]
-                      for key, p in sorted(state.producers.items())},
-        "pipelines": {name: [p.version, p.run, p.state, p.params, p.started_ms, p.previous] for name, p in sorted(state.pipelines.items())},
-        "bundles": {version: journal.read_bundle(version, parts).decode("latin-1") for version in ("v1", "w1")
-                    if (parts := state.bundle_parts(version)) is not None},
+        "producers": {
+            key: [p.epoch, p.seq, p.count, p.hash, p.finished, p.at_ms, p.node, p.boot, (p.cursor or b"").decode()]
+            for key, p in sorted(state.producers.items())
+        },
+        "pipelines": {
+            name: [p.version, p.run, p.state, p.params, p.started_ms, p.previous]
+            for name, p in sorted(state.pipelines.items())
+        },
+        "bundles": {
+            version: journal.read_bundle(version, parts).decode("latin-1")
+            for version in ("v1", "w1")
+            if (parts := state.bundle_parts(version)) is not None
+        },
         "members": state.members,
     }
 
@@ -58,14 +80,24 @@ def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
     queue = recovered.state.queues[name]
     items = {}
     for chunk in queue.chunks:
-        lengths, body = journal.read_bodies(name, chunk) if chunk.lengths is None or chunk.body is None else (chunk.lengths, chunk.body)
+        lengths, body = (
+            journal.read_bodies(name, chunk)
+            if chunk.lengths is None or chunk.body is None
+            else (chunk.lengths, chunk.body)
+        )
         for item_id, value in enumerate(values_of(lengths, body), chunk.first):
             if queue.open_ranges(item_id, item_id + 1) or item_id in queue.parked:
                 items[str(item_id)] = [value.decode(), chunk.key_of(item_id), chunk.run]
     return {
-        "next_id": queue.next_id, "put": queue.put, "done": queue.done, "closed": queue.closed, "items": items,
-        "ready": [list(pair) for pair in queue.ready], "leases": [[lo, hi, *fence] for lo, hi, fence in queue.leases],
-        "delayed": {str(i): due for i, due in queue.delayed.items()}, "deliveries": {str(i): n for i, n in queue.deliveries.items()},
+        "next_id": queue.next_id,
+        "put": queue.put,
+        "done": queue.done,
+        "closed": queue.closed,
+        "items": items,
+        "ready": [list(pair) for pair in queue.ready],
+        "leases": [[lo, hi, *fence] for lo, hi, fence in queue.leases],
+        "delayed": {str(i): due for i, due in queue.delayed.items()},
+        "deliveries": {str(i): n for i, n in queue.deliveries.items()},
         "parked": {str(i): [p.run, p.deliveries, p.at_ms, p.error] for i, p in queue.parked.items()},
         "keys": sorted(digest.hex() for digest in queue.keys),
     }
@@ -73,13 +105,22 @@ def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
 
 def write_everything(node: SoleVoter) -> None:
     """A short life: work, failures, a checkpoint, a compaction, more work, and a tail that waits for a majority."""
-    node.write(Write(hard_state=HardState(1, "node-a"), meta=(("node_id", "node-a"), ("cluster_id", "c0ffee"), ("cluster_name", "golden")),
-                     configuration=Configuration(("node-a", "node-b", "node-c"))))
+    node.write(
+        Write(
+            hard_state=HardState(1, "node-a"),
+            meta=(("node_id", "node-a"), ("cluster_id", "c0ffee"), ("cluster_name", "golden")),
+            configuration=Configuration(("node-a", "node-b", "node-c")),
+        )
+    )
     node.commit(*beginning(), Message("member", {"node": "node-a", "name": "host", "facts": {"cores": 2}}))
     assign = Message("assign", {"pipeline": "p", "stage": "gen", "shard": 0, "node": "node-a", "boot": "boot-1"})
     numbers = Port(["p/a", "p/b"], lengths_blob([3, 3, 5]), b"onetwothree")
-    node.commit(assign, commands.put(source_key("p", 1, "gen", 0), 1, 1, [numbers], {"count": 3, "hash": "abc"}, b"after three"))
-    node.commit(put("p/in", 1, b"first", b"second", b"third", b"fourth"), put("w/x", 2, b"keyed", b"again", keys=b'["k", "k"]'))
+    node.commit(
+        assign, commands.put(source_key("p", 1, "gen", 0), 1, 1, [numbers], {"count": 3, "hash": "abc"}, b"after three")
+    )
+    node.commit(
+        put("p/in", 1, b"first", b"second", b"third", b"fourth"), put("w/x", 2, b"keyed", b"again", keys=b'["k", "k"]')
+    )
     node.commit(commands.take("p/in", [(1, 4)], FENCE), commands.take("p/a", [(1, 3)], FENCE))
     node.commit(commands.fail("p/in", 1, FENCE, ERROR, 0), commands.fail("p/a", 1, FENCE, ERROR, 1500))
     node.commit(commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([6]), b"SECOND")]))
@@ -91,7 +132,10 @@ def write_everything(node: SoleVoter) -> None:
         node.commit(put("p/d", seq, b"small %d" % seq))
     node.checkpoint()
     node.commit(put("p/d", 15, b"only in the log"), commands.done("p/b", [(2, 3)], []))
-    tail = (Entry(node.last_index + 1, 1, 900, NOOP, b""), Entry(node.last_index + 2, 1, 900, COMMANDS, entry_body([put("p/d", 16, b"not committed")])))
+    tail = (
+        Entry(node.last_index + 1, 1, 900, NOOP, b""),
+        Entry(node.last_index + 2, 1, 900, COMMANDS, entry_body([put("p/d", 16, b"not committed")])),
+    )
     node.journal.write(Write(tail, commit_index=node.last_index))
 
 
@@ -107,7 +151,9 @@ def main() -> None:
         target = FOLDER / "journal_v1.sqlite3"
         target.write_bytes(store.path.read_bytes())
         journal, recovered = store.open()
-        (FOLDER / "journal_v1.json").write_text(json.dumps(describe(journal, recovered), indent=1, sort_keys=True) + "\n")
+        (FOLDER / "journal_v1.json").write_text(
+            json.dumps(describe(journal, recovered), indent=1, sort_keys=True) + "\n"
+        )
         journal.close()
     print(f"{target.name}: {target.stat().st_size} bytes")
 

@@ -165,6 +165,8 @@ def test_the_order_of_writing_and_the_place_change_nothing(
 
 @deterministic
 @given(harmless_trees, harmless_trees)
+@example({"a": (b"", False)}, {"a": (b"", True)})
+@example({"a": (b"1", False), "b": (b"2", False)}, {"a": (b"2", False), "b": (b"1", False)})
 def test_two_projects_have_one_version_exactly_when_they_are_equal(
     one: dict[str, tuple[bytes, bool]], two: dict[str, tuple[bytes, bool]]
 ) -> None:

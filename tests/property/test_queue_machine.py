@@ -1,7 +1,8 @@
 """The queue machine does what the model says, whatever a node keeps in memory, and its books always balance.
 
-Several states apply one log: with all bodies in memory, with none, with a few, and one whose rows go to tables by checkpoints, with
-small chunks laid together, from which it is loaded again now and then. Their hashes stay equal, and each is the model's.
+Several states apply one log: with all bodies in memory, with none, with a few, and one whose rows go to tables by
+checkpoints, with small chunks laid together, from which it is loaded again now and then. Their hashes stay equal, and
+each is the model's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.queues import Chunk, ChunkIndex, Outcome, QueueState, Row, Rows, State
 from p2pcluster.core.ranges import LeaseMap
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
-from tests.simulation.queue_model import Books, Chooser, Model, beginning, compare, entry_body, said
+from tests.simulation.queue_chooser import Chooser
+from tests.simulation.queue_model import Books, Model, beginning, compare, entry_body, said
 
 ENTRIES = 40
 
@@ -60,13 +62,19 @@ class Replica:
         """What was written change by change is what would be written at once."""
         whole = self.state.all_rows()
         for table in TABLES:
-            width = len(TABLES[table].columns) - TABLES[table].key_columns - sum(name in BODY_COLUMNS for name in TABLES[table].columns)
+            width = (
+                len(TABLES[table].columns)
+                - TABLES[table].key_columns
+                - sum(name in BODY_COLUMNS for name in TABLES[table].columns)
+            )
             if table == "bundles":
                 width = 5
             assert self.tables[table] == {key: (row or ())[:width] for key, row in whole[table].items()}, table
 
 
-def write_rows(tables: dict[str, dict[Row, Row]], bodies: dict[tuple[str, int], tuple[bytes, bytes]], rows: Rows) -> None:
+def write_rows(
+    tables: dict[str, dict[Row, Row]], bodies: dict[tuple[str, int], tuple[bytes, bytes]], rows: Rows
+) -> None:
     """Put a checkpoint's rows in tables that are dicts, in the order in which they come."""
     fixed = len([name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]) - 2
     for table, changes in rows.items():
@@ -92,7 +100,12 @@ class Cluster:
         self.checks = checks
         self.model = Model()
         self.log: dict[int, bytes] = {}
-        self.replicas = [Replica(self.log), Replica(self.log, 0), Replica(self.log, 100), Replica(self.log, random.choice([1000, 1 << 30]))]
+        self.replicas = [
+            Replica(self.log),
+            Replica(self.log, 0),
+            Replica(self.log, 100),
+            Replica(self.log, random.choice([1000, 1 << 30])),
+        ]
         self.books = Books()
         self.at_ms = 0
 
@@ -117,7 +130,9 @@ class Cluster:
     def step(self, chooser: Chooser) -> None:
         messages = chooser.entry()
         self.apply(messages)
-        if self.random.random() < (0.8 if len(messages) > 10 else 0.3):  # many small chunks are the ones to be laid together
+        if self.random.random() < (
+            0.8 if len(messages) > 10 else 0.3
+        ):  # many small chunks are the ones to be laid together
             self.kept.checkpoint()
             if self.random.random() < 0.5:
                 if "tables" in self.checks:
@@ -131,7 +146,12 @@ class Cluster:
         if "model" in self.checks:
             compare(replica.state, self.model, replica.bodies)
         if "memory" in self.checks:
-            held = (chunk.body_bytes for queue in replica.state.queues.values() for chunk in queue.chunks if chunk.body is not None)
+            held = (
+                chunk.body_bytes
+                for queue in replica.state.queues.values()
+                for chunk in queue.chunks
+                if chunk.body is not None
+            )
             assert replica.state.body_memory_bytes == sum(held), "bytes in memory are miscounted"
 
     def check(self) -> None:
@@ -270,7 +290,9 @@ def discarded_items_stay_in_their_chunk(m: Patch) -> None:
 
 
 def parked_items_take_room(m: Patch) -> None:
-    m.setattr(State, "_count_parked", lambda state, queue, item_id, change: queue.chunks.overlap(item_id, item_id + 1)[0])
+    m.setattr(
+        State, "_count_parked", lambda state, queue, item_id, change: queue.chunks.overlap(item_id, item_id + 1)[0]
+    )
 
 
 def open_bytes_drift(m: Patch) -> None:
@@ -296,28 +318,33 @@ def outputs_come_twice(m: Patch) -> None:
 def outputs_come_before_done(m: Patch) -> None:
     def done(state: State, message: Message, context: Any) -> Outcome:
         ports = commands.read_ports(message.fields["ports"], message.blobs)
-        if message.fields["queue"] in state.queues and all(name in state.queues for port, _ in ports for name in port.queues):
+        if message.fields["queue"] in state.queues and all(
+            name in state.queues for port, _ in ports for name in port.queues
+        ):
             state._emit(ports, None, context)
         return Outcome("done", "ok", {"count": 0})
 
     handle(m, "done", done)
 
 
-@pytest.mark.parametrize(("bug", "message"), [
-    (due_items_vanish, "an item is lost or counted twice"),
-    (done_is_reported_wrong, "what was said to be done is not what is done"),
-    (ids_are_left_out, "an id is used twice or left out"),
-    (sessions_are_miscounted, "what sessions hold is miscounted"),
-    (taken_items_stay_ready, "an item is in two states"),
-    (joined_chunks_stay, "chunks overlap"),
-    (a_chunk_goes_with_its_first_item, "an item has no bytes"),
-    (discarded_items_stay_in_their_chunk, "a chunk's count of open items is off"),
-    (parked_items_take_room, "a chunk's count of parked items is off"),
-    (open_bytes_drift, "open bytes drift"),
-    (a_parked_item_keeps_its_count, "deliveries of an item that is out of the way"),
-    (outputs_come_twice, "a value is there twice"),
-    (outputs_come_before_done, "an output of an item that is not done"),
-])
+@pytest.mark.parametrize(
+    ("bug", "message"),
+    [
+        (due_items_vanish, "an item is lost or counted twice"),
+        (done_is_reported_wrong, "what was said to be done is not what is done"),
+        (ids_are_left_out, "an id is used twice or left out"),
+        (sessions_are_miscounted, "what sessions hold is miscounted"),
+        (taken_items_stay_ready, "an item is in two states"),
+        (joined_chunks_stay, "chunks overlap"),
+        (a_chunk_goes_with_its_first_item, "an item has no bytes"),
+        (discarded_items_stay_in_their_chunk, "a chunk's count of open items is off"),
+        (parked_items_take_room, "a chunk's count of parked items is off"),
+        (open_bytes_drift, "open bytes drift"),
+        (a_parked_item_keeps_its_count, "deliveries of an item that is out of the way"),
+        (outputs_come_twice, "a value is there twice"),
+        (outputs_come_before_done, "an output of an item that is not done"),
+    ],
+)
 def test_the_books_notice_a_state_whose(bug: Callable[[Patch], None], message: str, monkeypatch: Patch) -> None:
     bug(monkeypatch)
     caught({"books"}, message)
@@ -370,8 +397,16 @@ def failure_by_anyone(m: Patch) -> None:
 
 
 def a_divided_batch_is_half_done(m: Patch) -> None:
-    handle(m, "done", lambda state, message, context: state._apply_done(
-        message._replace(fields={**message.fields, "whole": False, "ports": []}) if message.fields["whole"] else message, context))
+    handle(
+        m,
+        "done",
+        lambda state, message, context: state._apply_done(
+            message._replace(fields={**message.fields, "whole": False, "ports": []})
+            if message.fields["whole"]
+            else message,
+            context,
+        ),
+    )
 
 
 def what_never_ran_counts(m: Patch) -> None:
@@ -379,8 +414,10 @@ def what_never_ran_counts(m: Patch) -> None:
         node, boot = message.fields["node"], message.fields["boot"]
         if message.fields["ran"] is None:
             return state._apply_session_end(message, context)
-        ran = {name: [i for lo, hi, _ in queue.leases.of_session(node, boot) for i in range(lo, hi)]
-               for name, queue in state.queues.items()}
+        ran = {
+            name: [i for lo, hi, _ in queue.leases.of_session(node, boot) for i in range(lo, hi)]
+            for name, queue in state.queues.items()
+        }
         return state._apply_session_end(message._replace(fields={**message.fields, "ran": ran}), context)
 
     handle(m, "session_end", end)
@@ -401,9 +438,15 @@ def an_assignment_keeps_the_epoch(m: Patch) -> None:
 
 
 def one_shard_ends_for_all(m: Patch) -> None:
-    m.setattr(State, "source_finished", lambda state, pipeline, stage: any(
-        state.producers[key].finished for key in (pipeline.source_key(stage["name"], shard) for shard in range(stage["processes"]))
-        if key in state.producers))
+    m.setattr(
+        State,
+        "source_finished",
+        lambda state, pipeline, stage: any(
+            state.producers[key].finished
+            for key in (pipeline.source_key(stage["name"], shard) for shard in range(stage["processes"]))
+            if key in state.producers
+        ),
+    )
 
 
 def delayed_items_are_forgotten_at_the_end(m: Patch) -> None:
@@ -435,7 +478,11 @@ def results_outlive_a_run(m: Patch) -> None:
 def keys_of_the_new_run_go_with_the_old(m: Patch) -> None:
     def after(rows: Rows, state: State) -> Rows:
         cleared = {key: row for key, row in rows.get("keys", {}).items() if len(key) == 1}
-        return {**rows, "keys": {**{key: row for key, row in rows["keys"].items() if len(key) == 2}, **cleared}} if cleared else rows
+        return (
+            {**rows, "keys": {**{key: row for key, row in rows["keys"].items() if len(key) == 2}, **cleared}}
+            if cleared
+            else rows
+        )
 
     wrap(m, State, "rows_changed", after)
 
@@ -458,8 +505,11 @@ def outputs_of_others_too(m: Patch) -> None:
 
 
 def every_input_has_one_output(m: Patch) -> None:
-    m.setattr(queues, "_outputs_of", lambda inputs, counts: [
-        at for at in inputs if counts is None or at < sum(commands.lengths_of(counts))])
+    m.setattr(
+        queues,
+        "_outputs_of",
+        lambda inputs, counts: [at for at in inputs if counts is None or at < sum(commands.lengths_of(counts))],
+    )
 
 
 def bytes_begin_one_too_late(m: Patch) -> None:
@@ -482,12 +532,28 @@ def bodies_are_joined_backwards(m: Patch) -> None:
     m.setattr(State, "_join", backwards)
 
 
-@pytest.mark.parametrize("bug", [
-    release_by_anyone, failure_by_anyone, a_divided_batch_is_half_done, what_never_ran_counts, one_delivery_more,
-    an_assignment_keeps_the_epoch, one_shard_ends_for_all, delayed_items_are_forgotten_at_the_end, keys_outlive_a_run,
-    results_outlive_a_run, keys_of_the_new_run_go_with_the_old, queues_remember_an_older_version, outputs_of_others_too,
-    every_input_has_one_output, bytes_begin_one_too_late, a_part_of_a_put_is_sought_in_the_log, bodies_are_joined_backwards,
-])
+@pytest.mark.parametrize(
+    "bug",
+    [
+        release_by_anyone,
+        failure_by_anyone,
+        a_divided_batch_is_half_done,
+        what_never_ran_counts,
+        one_delivery_more,
+        an_assignment_keeps_the_epoch,
+        one_shard_ends_for_all,
+        delayed_items_are_forgotten_at_the_end,
+        keys_outlive_a_run,
+        results_outlive_a_run,
+        keys_of_the_new_run_go_with_the_old,
+        queues_remember_an_older_version,
+        outputs_of_others_too,
+        every_input_has_one_output,
+        bytes_begin_one_too_late,
+        a_part_of_a_put_is_sought_in_the_log,
+        bodies_are_joined_backwards,
+    ],
+)
 def test_the_model_notices_when(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
     bug(monkeypatch)
     caught({"model"}, "")

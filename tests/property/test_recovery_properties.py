@@ -1,8 +1,9 @@
 """A node that crashes, at any point and however often, goes on as the node that never did.
 
-A life is a run of writes as a node makes them: entries, term and vote, the commit index, checkpoints, slices of compaction; a tail
-that is not committed is cut off now and then. Between them the process dies, ends in order, or has a write fail in one of the ways
-in which writes fail. What the journal then gives is compared with the model, and with a state that applied the same log in one go.
+A life is a run of writes as a node makes them: entries, term and vote, the commit index, checkpoints, slices of
+compaction; a tail that is not committed is cut off now and then. Between them the process dies, ends in order, or has a
+write fail in one of the ways in which writes fail. What the journal then gives is compared with the model, and with a
+state that applied the same log in one go.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.journal import Compaction, Write, apply_entry, checkpoint_of
 from tests.contract.stores import RealStore, SimStore, Store
 from tests.simulation import sim_journal
-from tests.simulation.queue_model import Chooser, Model, beginning, compare, entry_body, plain_rows
+from tests.simulation.queue_chooser import Chooser
+from tests.simulation.queue_model import Model, beginning, compare, entry_body, plain_rows
 from tests.simulation.sim_journal import Fault, SimJournal
 
 STEPS = 30
@@ -164,7 +166,11 @@ class Life:
 
     def check(self) -> None:
         compare(self.state, self.model, self.bodies)
-        assert (self.state.hash, self.state.applied_idx, self.state.at_ms) == (self.twin.hash, self.twin.applied_idx, self.twin.at_ms)
+        assert (self.state.hash, self.state.applied_idx, self.state.at_ms) == (
+            self.twin.hash,
+            self.twin.applied_idx,
+            self.twin.at_ms,
+        )
         assert plain_rows(self.state) == plain_rows(self.twin), "rows that are not those of a state that never crashed"
         for version in {version for version, _ in self.state.bundles}:
             parts = self.state.bundle_parts(version)
@@ -222,9 +228,14 @@ def test_a_table_that_is_not_read_is_noticed(table: str, monkeypatch: pytest.Mon
 
 def test_rows_that_are_never_deleted_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = State.rows_changed
-    monkeypatch.setattr(State, "rows_changed", lambda state: {
-        table: {key: row for key, row in rows.items() if row is not None or len(key) < TABLES[table].key_columns}
-        for table, rows in changed(state).items()})
+    monkeypatch.setattr(
+        State,
+        "rows_changed",
+        lambda state: {
+            table: {key: row for key, row in rows.items() if row is not None or len(key) < TABLES[table].key_columns}
+            for table, rows in changed(state).items()
+        },
+    )
     caught()
 
 

@@ -20,7 +20,7 @@ from p2pcluster.core.messages import AppendReply, PreVoteReply, PreVoteRequest, 
 from p2pcluster.core.node import Grant
 from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
 from p2pcluster.core.quorum import Configuration, has_majority
-from p2pcluster.core.raft import Ready, Role
+from p2pcluster.core.raft import HardState, Ready, Role
 from p2pcluster.core.ranges import Fence
 from p2pcluster.core.snapshot import Head
 from p2pcluster.journal import Recovered
@@ -268,6 +268,8 @@ class Checker:
             facts.committed[newly] = (raft.log.term(newly), raft.term)
         facts.commit_index = index
         term = raft.log.term(index)
+        if raft.role is Role.LEADER:
+            require(term == raft.term, f"{life.name} commits entry {index} of term {term} by counting, in term {raft.term}")
         disks = {**self.wiped, **{machine.node_id: machine.disk.durable for machine in self.machines}}
         holders = {node_id for node_id, durable in disks.items() if node_id and durable.holds(index, term)}
         configuration = raft.committed_configuration if is_recovered else configuration_at(raft)
@@ -328,6 +330,21 @@ class Checker:
             require(ready.truncate_from > life.machine.disk.durable.commit_index,
                     f"{life.name} cuts off entry {ready.truncate_from}, which is committed")
         self.look_at_entries(life, ready.entries)
+        if life.node.raft.role is Role.LEADER:
+            self._look_at_changes(life, ready.entries)
+
+    def _look_at_changes(self, life: Life, entries: list[Entry]) -> None:
+        """A leader changes the configuration once something of its own term is committed, and then one step at a time."""
+        raft, facts = life.node.raft, self.of(life)
+        for entry in entries:
+            if entry.kind != CONFIG or entry.term != raft.term:
+                continue
+            require(raft.log.term(raft.commit_index) == raft.term,
+                    f"{life.name} changes the configuration before anything of term {raft.term} is committed")
+            for index, term in facts.configuration_at:
+                is_here = raft.log.base_index < index < entry.index and raft.log.holds(index, term)
+                require(not is_here or index <= raft.commit_index,
+                        f"{life.name} changes the configuration before entry {index} is committed, which changes it too")
 
     def look_at_entries(self, life: Life, entries: Iterable[Entry]) -> None:
         """Log matching: an index and a term name one entry, with one history."""
@@ -414,6 +431,11 @@ class Checker:
     def installed(self, life: Life, head: Head) -> None:
         """A node became a snapshot."""
         self.look_at_state(life, life.node.state)
+
+    def look_at_ballot(self, life: Life, before: HardState) -> None:
+        """A snapshot came in: term and vote are still this node's own."""
+        now = life.machine.disk.durable.hard_state
+        require(now.term > before.term or now == before, f"{life.name} had {before}, and after a snapshot it has {now}")
 
     # ---- leases and answers
 

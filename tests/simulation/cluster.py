@@ -35,6 +35,8 @@ from tests.simulation.sim_journal import Fault
 from tests.simulation.world import Network, World, host_of, PORT
 
 CLIENT_NUMBERS_FROM = 100
+HOUSEKEEPING_MS = 3_000  # for checkpoints and compaction
+LOG_BYTES_LEFT = 10_000  # of entries that nobody has gone over yet
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,15 @@ class Simulation:
                     Message("close", {"pipeline": pipeline.NAME, "name": "in"})])
                 closing.start()
             if closing is not None and closing.is_done and self._why_not_over() is None:
-                self._check_end()
-                return
-        raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
+                break
+        else:
+            raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
+        until_ms = self.world.now_ms + HOUSEKEEPING_MS
+        while self.world.step(until_ms):
+            pass
+        why_not = self._why_not_over()
+        require(why_not is None, f"what was over is not any more: {why_not}")
+        self._check_end()
 
     def _well_lives(self) -> list[Life]:
         """Those of the cluster that the work is for."""
@@ -253,6 +261,8 @@ class Simulation:
             if life.node.state.applied_idx == leader.node.state.applied_idx:
                 require(life.node.state.hash == leader.node.state.hash, f"{life.name} and {leader.name} have different states")
                 self.checker.compare(life, life.node.state)
+                require(life.journal.log_bytes <= LOG_BYTES_LEFT + 2 * config.LOG_BYTES_MAX,
+                        f"{life.name} keeps {life.journal.log_bytes} bytes of log, of a limit of {config.LOG_BYTES_MAX}")
         self._check_values()
 
     def _check_values(self) -> None:

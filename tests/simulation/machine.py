@@ -701,7 +701,9 @@ class Life:
         meta = ready.raft.snapshot
         assert meta is not None
         head, rows = decode_snapshot(self.neighbours.take_snapshot(meta.snapshot_id))
+        ballot = self.machine.disk.durable.hard_state
         self.machine.disk.install(head, rows, ready.raft.hard_state)
+        self.checker.look_at_ballot(self, ballot)
         state = QueuesState(self.options.body_memory_bytes_max)
         for table in TABLES:
             state.load(table, [row.values for row in rows if row.table == table])

@@ -1,8 +1,8 @@
-"""The queue machine in the plainest words, one object for each item, and what must hold between it and `core.queues.State`.
+"""The queue machine in the plainest words, one object for each item, and what must hold for `core.queues.State`.
 
-`Model` alone says here what a command means. `Chooser` makes commands that meet interesting items: repeats, stale fences, ranges
-half finished. `compare` and `check_books` look at a state from outside; they know neither chunks' layout nor where bytes lie, so a
-state that was checkpointed, coalesced or read back from a journal has to pass as well as one that was not.
+`Model` alone says here what a command means. `compare` and `Books` look at a state from outside; they know neither
+chunks' layout nor where bytes lie, so a state that was checkpointed, coalesced or read back from a journal has to pass
+as well as one that was not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
-from p2pcluster.core import commands
 from p2pcluster.core.codec import Buffer, Message, encode_bytes
-from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
-from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.core.ranges import Fence, RangeSet
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 
 OPEN = ("ready", "leased", "delayed")
@@ -31,46 +28,101 @@ Bodies = Callable[[str, Chunk], tuple[Buffer, Buffer]]
 # --- The projects that the commands are about ------------------------------------------------------------------------
 
 
-def _stage(name: str, kind: str, reads: str | None, ports: Sequence[Sequence[str]], retries: int = 0, processes: int = 1,
-           ) -> dict[str, Any]:
+def _stage(
+    name: str, kind: str, reads: str | None, ports: Sequence[Sequence[str]], retries: int = 0, processes: int = 1
+) -> dict[str, Any]:
     return {
-        "name": name, "kind": kind, "reads": reads, "retries": retries, "processes": processes, "shape": "function", "per_node": None,
-        "ports": [{"label": None if at == 0 else f"port{at}", "queues": list(queues)} for at, queues in enumerate(ports)],
-        "backoff_s": 1.0, "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05, "concurrency": 1, "resumable": False,
-        "sharded": processes > 1, "rate": None, "every_s": None, "max_items": None, "defined_at": "pipeline.py:1",
+        "name": name,
+        "kind": kind,
+        "reads": reads,
+        "retries": retries,
+        "processes": processes,
+        "shape": "function",
+        "per_node": None,
+        "ports": [
+            {"label": None if at == 0 else f"port{at}", "queues": list(queues)} for at, queues in enumerate(ports)
+        ],
+        "backoff_s": 1.0,
+        "timeout_s": None,
+        "where": None,
+        "batch": None,
+        "batch_wait_s": 0.05,
+        "concurrency": 1,
+        "resumable": False,
+        "sharded": processes > 1,
+        "rate": None,
+        "every_s": None,
+        "max_items": None,
+        "defined_at": "pipeline.py:1",
     }
 
 
 def _queue(name: str, read_by: str | None = None, outside: bool = False, results: bool = False) -> dict[str, Any]:
-    return {"name": name, "maxsize": None if results else 100, "bytes_max": None if results else 1000, "codec": "pickle",
-            "read_by": read_by, "fed_by": [], "outside": outside, "results": results}
+    return {
+        "name": name,
+        "maxsize": None if results else 100,
+        "bytes_max": None if results else 1000,
+        "codec": "pickle",
+        "read_by": read_by,
+        "fed_by": [],
+        "outside": outside,
+        "results": results,
+    }
 
 
 def _manifest(pipeline: str, stages: list[dict[str, Any]], queues: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"format": 1, "pipeline": pipeline, "stages": stages, "queues": queues, "back_edges": [], "on_done": True,
-            "order": [stage["name"] for stage in stages], "params": None, "placement": False}
+    return {
+        "format": 1,
+        "pipeline": pipeline,
+        "stages": stages,
+        "queues": queues,
+        "back_edges": [],
+        "on_done": True,
+        "order": [stage["name"] for stage in stages],
+        "params": None,
+        "placement": False,
+    }
 
 
-# A source with two shards that feeds two queues with each value, a stage with two ports, a merge, a sink, a queue without a reader,
-# and a stage fed from outside whose results are kept.
+# A source with two shards that feeds two queues with each value, a stage with two ports, a merge, a sink, a queue
+# without a reader, and a stage fed from outside whose results are kept.
 MANIFESTS = {
-    "v1": _manifest("p", [
-        _stage("gen", "source", None, [["a", "b"]], processes=2),
-        _stage("left", "stage", "a", [["c"], ["d"]], retries=1),
-        _stage("right", "stage", "b", [["c"]]),
-        _stage("out", "sink", "c", [], retries=2),
-        _stage("last", "stage", "in", [["last.results"]]),
-    ], [_queue("a", "left"), _queue("b", "right"), _queue("c", "out"), _queue("d"), _queue("in", "last", outside=True),
-        _queue("last.results", results=True)]),
+    "v1": _manifest(
+        "p",
+        [
+            _stage("gen", "source", None, [["a", "b"]], processes=2),
+            _stage("left", "stage", "a", [["c"], ["d"]], retries=1),
+            _stage("right", "stage", "b", [["c"]]),
+            _stage("out", "sink", "c", [], retries=2),
+            _stage("last", "stage", "in", [["last.results"]]),
+        ],
+        [
+            _queue("a", "left"),
+            _queue("b", "right"),
+            _queue("c", "out"),
+            _queue("d"),
+            _queue("in", "last", outside=True),
+            _queue("last.results", results=True),
+        ],
+    ),
     # `d` and `last.results` are gone, one shard fewer, other retries.
-    "v2": _manifest("p", [
-        _stage("gen", "source", None, [["a", "b"]]),
-        _stage("left", "stage", "a", [["c"]], retries=2),
-        _stage("right", "stage", "b", [["c"]], retries=1),
-        _stage("out", "sink", "c", []),
-        _stage("last", "stage", "in", [["kept.results"]]),
-    ], [_queue("a", "left"), _queue("b", "right"), _queue("c", "out"), _queue("in", "last", outside=True),
-        _queue("kept.results", results=True)]),
+    "v2": _manifest(
+        "p",
+        [
+            _stage("gen", "source", None, [["a", "b"]]),
+            _stage("left", "stage", "a", [["c"]], retries=2),
+            _stage("right", "stage", "b", [["c"]], retries=1),
+            _stage("out", "sink", "c", []),
+            _stage("last", "stage", "in", [["kept.results"]]),
+        ],
+        [
+            _queue("a", "left"),
+            _queue("b", "right"),
+            _queue("c", "out"),
+            _queue("in", "last", outside=True),
+            _queue("kept.results", results=True),
+        ],
+    ),
     # Nothing but a queue that is fed from outside.
     "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1)], [_queue("x", "eat", outside=True)]),
 }
@@ -79,13 +131,28 @@ BUNDLE = b"PK\x05\x06"
 
 def deployment(version: str) -> list[Message]:
     """The commands that bring a version: its parts, then what names them."""
-    parts = [Message("bundle_part", {"version": version, "part": part, "parts": 2}, (BUNDLE + version.encode() + bytes([part]),))
-             for part in range(2)]
+    parts = [
+        Message(
+            "bundle_part", {"version": version, "part": part, "parts": 2}, (BUNDLE + version.encode() + bytes([part]),)
+        )
+        for part in range(2)
+    ]
     manifest = MANIFESTS[version]
-    return [*parts, Message("deploy", {
-        "pipeline": manifest["pipeline"], "version": version, "origin": {"name": "host", "folder": "/f"}, "manifest": manifest,
-        "files": {"pipeline.py": version}, "zip_sha256": version * 4, "project": {"module": "pipeline"},
-    })]
+    return [
+        *parts,
+        Message(
+            "deploy",
+            {
+                "pipeline": manifest["pipeline"],
+                "version": version,
+                "origin": {"name": "host", "folder": "/f"},
+                "manifest": manifest,
+                "files": {"pipeline.py": version},
+                "zip_sha256": version * 4,
+                "project": {"module": "pipeline"},
+            },
+        ),
+    ]
 
 
 def beginning() -> list[Message]:
@@ -198,7 +265,9 @@ class Model:
 
     def apply(self, at_ms: int, messages: Iterable[Message]) -> list[Said]:
         self.at_ms = at_ms
-        return [self._say(message, getattr(self, f"_{message.kind}")(message.fields, message.blobs)) for message in messages]
+        return [
+            self._say(message, getattr(self, f"_{message.kind}")(message.fields, message.blobs)) for message in messages
+        ]
 
     @staticmethod
     def _say(message: Message, said: tuple[Any, ...]) -> Said:
@@ -214,7 +283,9 @@ class Model:
         queue.items[item.id] = item
 
     @staticmethod
-    def _ports(fields: list[dict[str, Any]], blobs: Sequence[Buffer]) -> Iterator[tuple[list[str], list[bytes], list[int] | None, list[Any]]]:
+    def _ports(
+        fields: list[dict[str, Any]], blobs: Sequence[Buffer]
+    ) -> Iterator[tuple[list[str], list[bytes], list[int] | None, list[Any]]]:
         left = list(blobs)
         for record in fields:
             values = values_of(left.pop(0), left.pop(0))
@@ -292,8 +363,9 @@ class Model:
         return "ok", {"count": len(found)}
 
     @staticmethod
-    def _origins(ids: list[int], found: list[Item], values: list[bytes], counts: list[int] | None, whole: bool,
-                 ) -> list[tuple[Item, ...] | None]:
+    def _origins(
+        ids: list[int], found: list[Item], values: list[bytes], counts: list[int] | None, whole: bool
+    ) -> list[tuple[Item, ...] | None]:
         """For each value the inputs that it comes from, None where those were finished before."""
         if whole:
             return [tuple(found)] * len(values)
@@ -359,13 +431,17 @@ class Model:
         queue = self.queues.get(fields["queue"])
         if queue is None:
             return "refused", {"code": "unknown_queue"}
-        count = self._give_back(queue.items[i] for i in set(fields["ids"]) if i in queue.items and queue.items[i].state == "delayed")
+        count = self._give_back(
+            queue.items[i] for i in set(fields["ids"]) if i in queue.items and queue.items[i].state == "delayed"
+        )
         return "ok" if count else "already", {"count": count}
 
     def _session_end(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         released = counted = 0
         for queue in self.queues.values():
-            held = [item for item in queue.of("leased") if item.fence and item.fence[:2] == (fields["node"], fields["boot"])]
+            held = [
+                item for item in queue.of("leased") if item.fence and item.fence[:2] == (fields["node"], fields["boot"])
+            ]
             sizes = Counter(item.fence for item in held)
             for item in held:
                 if fields["ran"] is None:
@@ -468,8 +544,17 @@ class Model:
             return "already", {"finished": True}
         producer.epoch += 1
         producer.node, producer.boot = fields["node"], fields["boot"]
-        return "ok", {"producer": key, "epoch": producer.epoch, "seq": producer.seq, "count": producer.count,
-                      "hash": producer.hash}, producer.cursor
+        return (
+            "ok",
+            {
+                "producer": key,
+                "epoch": producer.epoch,
+                "seq": producer.seq,
+                "count": producer.count,
+                "hash": producer.hash,
+            },
+            producer.cursor,
+        )
 
     def _close(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         pipeline = self.pipelines.get(fields["pipeline"])
@@ -479,7 +564,9 @@ class Model:
         queue = self.queues.get(f"{fields['pipeline']}/{fields['name']}")
         if stage and stage["kind"] == "source":
             for shard in range(stage["processes"]):
-                producer = self.producers.setdefault(source_key(fields["pipeline"], pipeline.run, stage["name"], shard), ModelProducer())
+                producer = self.producers.setdefault(
+                    source_key(fields["pipeline"], pipeline.run, stage["name"], shard), ModelProducer()
+                )
                 producer.epoch += 1
                 producer.finished = True
         elif queue:
@@ -533,226 +620,6 @@ def _named(queue: ModelQueue, ranges: Iterable[Sequence[int]]) -> list[Item]:
     return [queue.items[i] for lo, hi in ranges for i in range(lo, hi) if i in queue.items]
 
 
-# --- Commands by chance ----------------------------------------------------------------------------------------------
-
-FENCES = [Fence(node, boot, seq) for node, boot in (("n1", "b1"), ("n1", "b2"), ("n2", "b1")) for seq in (1, 2)]
-KEYS = ["red", "green", "blue", "half a \ud83d pair", "ä"]
-
-
-class Chooser:
-    """Makes commands by chance that are possible, repeated, late or pointless, but never such as the gateway refuses."""
-
-    def __init__(self, random: Random, model: Model, serial: int = 0) -> None:
-        """`serial` is where the numbers begin that make values differ."""
-        self.random = random
-        self.model = model
-        self._serial = serial
-        self._seqs: dict[str, int] = {}  # of the entry that is being made
-        self._kinds = [kind for kind, weight in {
-            "client_put": 8, "source_put": 6, "take": 10, "done": 12, "release": 3, "fail": 8, "due": 3, "session_end": 2, "retry": 3,
-            "discard": 1, "assign": 2, "close": 1, "start_run": 2, "deploy": 1, "on_done_ran": 1, "forget": 1, "member": 1,
-        }.items() for _ in range(weight)]
-
-    def entry(self) -> list[Message]:
-        """What one commit brings: mostly a few commands, at times many small puts to one queue."""
-        self._seqs.clear()
-        if self.random.random() < 0.1:
-            return self._small_puts()
-        found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
-        for message in found:
-            commands.check(message)
-        return found
-
-    def command(self) -> list[Message]:
-        return getattr(self, f"_a_{self.random.choice(self._kinds)}")()  # type: ignore[no-any-return]
-
-    def _name(self, *states: str) -> str:
-        """A queue, mostly one that has items in one of the states."""
-        fitting = [queue.name for queue in self.model.queues.values() if queue.of(*states)]
-        if fitting and self.random.random() < 0.85:
-            return self.random.choice(fitting)
-        return self.random.choice([*self.model.queues, *self.model.queues, "p/nowhere"])
-
-    def _ranges(self, queue: str, states: Sequence[str]) -> list[Range]:
-        """Ranges that begin at items in one of the states, where there are any; apart from each other, in any order."""
-        found = self.model.queues.get(queue)
-        starts = [item.id for item in found.of(*states)] if found else []
-        most = len(found.items) + 2 if found else 3
-        free = RangeSet([(1, most + 8)])
-        ranges: list[Range] = []
-        for _ in range(self.random.randint(1, 3)):
-            lo = self.random.choice(starts) if starts and self.random.random() < 0.8 else self.random.randint(1, most)
-            ranges += free.remove(lo, lo + self.random.choice([1, 1, 2, 3, 6]))
-        return ranges
-
-    def _new_bodies(self, count: int, origin: str) -> list[bytes]:
-        self._serial += 1
-        return [f"{origin}/{self._serial}.{n}".encode() + b"." * self.random.choice([0, 0, 3, 40]) for n in range(count)]
-
-    # ---- puts
-
-    def _small_puts(self) -> list[Message]:
-        """Many of them to one queue, each a little."""
-        known = self.model.producers.get("c3", ModelProducer())
-        queue = self.random.choice(["p/in", "w/x", "p/d", "p/d"])
-        return [commands.put("c3", known.epoch, known.seq + 1 + number, [self._port([queue], False)]) for number in range(12)]
-
-    def _a_client_put(self, queue: str | None = None, keyed: bool = False) -> list[Message]:
-        key = self.random.choice(["c1", "c2"])
-        known = self.model.producers.get(key)
-        last = self._seqs.get(key, known.seq if known else 0)
-        seq = max(1, last + self.random.choice([1] * 8 + [0, 2]))
-        self._seqs[key] = seq if seq == last + 1 else last
-        epoch = (known.epoch if known else 0) + self.random.choice([0] * 9 + [1])
-        ports = [self._port([queue or self._name()], keyed or self.random.random() < 0.4)]
-        if queue is None and self.random.random() < 0.2:
-            ports.append(self._port(self.random.sample(sorted({*self.model.queues, "p/nowhere", "w/x"}), 2), self.random.random() < 0.5))
-        message = commands.put(key, epoch, seq, ports)
-        return [message] * self.random.choice([1] * 6 + [2])
-
-    def _port(self, queues: list[str], with_keys: bool) -> Port:
-        bodies = self._new_bodies(self.random.randint(1, 4), "root")
-        keys = [self.random.choice([*KEYS, None]) for _ in bodies]
-        return Port(queues, lengths_blob(map(len, bodies)), b"".join(bodies), None, json.dumps(keys).encode() if with_keys else None)
-
-    def _a_assign(self) -> list[Message]:
-        fence = self.random.choice(FENCES)
-        return [Message("assign", {"pipeline": self.random.choice(["p", "p", "p", "none"]), "stage": "gen",
-                                   "shard": self.random.randint(0, 1), "node": fence.node, "boot": fence.boot})]
-
-    def _a_source_put(self) -> list[Message]:
-        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
-        keys = [source_key("p", run, "gen", shard) for shard in range(2)]
-        key = self.random.choice([key for key in keys if key in self.model.producers] or keys)
-        known = self.model.producers.get(key, ModelProducer())
-        source: dict[str, Any] = {"count": known.count + 2, "hash": f"hash{known.seq}"} if self.random.random() < 0.5 else {}
-        source["finished"] = self.random.random() < 0.1
-        bodies = self._new_bodies(self.random.randint(1, 5), "root")
-        ports = [Port(["p/a", "p/b"], lengths_blob(map(len, bodies)), b"".join(bodies))]
-        message = commands.put(key, max(0, known.epoch - self.random.choice([0] * 9 + [1])),
-                               max(1, known.seq + self.random.choice([1] * 8 + [0, 2])),
-                               [] if source["finished"] and self.random.random() < 0.7 else ports, source,
-                               b"cursor %d" % known.seq if self.random.random() < 0.4 else None)
-        return [message] * self.random.choice([1] * 6 + [2])
-
-    # ---- work
-
-    def _a_take(self) -> list[Message]:
-        queue = self._name("ready")
-        return [commands.take(queue, self._ranges(queue, ("ready",)), self.random.choice(FENCES))]
-
-    def _fence_of(self, queue: str, item_id: int) -> Fence:
-        found = self.model.queues.get(queue)
-        item = found.items.get(item_id) if found else None
-        if item is None or item.fence is None or self.random.random() < 0.2:
-            return self.random.choice(FENCES)
-        return item.fence
-
-    def _a_done(self) -> list[Message]:
-        queue = self._name("leased")
-        ranges = self._ranges(queue, ("leased",))
-        ids = [i for lo, hi in ranges for i in range(lo, hi)]
-        whole = self.random.random() < 0.15
-        ports = [port for outputs in self._outputs(queue) for port in self._output(queue, outputs, ids, whole)]
-        return [commands.done(queue, ranges, ports, whole)] * self.random.choice([1] * 5 + [2])
-
-    def _outputs(self, queue: str) -> list[list[str]]:
-        """The queues of each port of the stage that reads the queue."""
-        found = self.model.queues.get(queue)
-        if found is None or found.record is None or not found.record["read_by"]:
-            return []
-        stage = self.model.pipelines[found.pipeline].stage(found.record["read_by"])
-        assert stage is not None
-        return [[f"{found.pipeline}/{name}" for name in port["queues"]] for port in stage["ports"]]
-
-    def _output(self, queue: str, outputs: list[str], ids: list[int], whole: bool) -> list[Port]:
-        if whole:
-            bodies = self._new_bodies(self.random.randint(1, 3), f"{queue}#{ids[0]}")
-            return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies))]
-        told = self.random.random() < 0.5
-        counts = [self.random.choice([0, 1, 1, 2]) if told else 1 for _ in ids]
-        bodies = [body for i, count in zip(ids, counts, strict=True) for body in self._new_bodies(count, f"{queue}#{i}")]
-        if not bodies:
-            return []
-        return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies), lengths_blob(counts) if told else None)]
-
-    def _a_release(self) -> list[Message]:
-        queue = self._name("leased")
-        ranges = self._ranges(queue, ("leased",))
-        return [commands.release(queue, ranges, self._fence_of(queue, ranges[0][0]))]
-
-    def _a_fail(self) -> list[Message]:
-        queue = self._name("leased")
-        item_id = self._ranges(queue, ("leased",))[0][0]
-        error = {"type": "ValueError", "text": self.random.choice(["no", "half a \ud83d pair"]), "traceback": None}
-        message = commands.fail(queue, item_id, self._fence_of(queue, item_id), error, self.random.randint(0, 60))
-        return [message] * self.random.choice([1] * 5 + [2])
-
-    def _ids(self, queue: str, *states: str) -> list[int]:
-        found = self.model.queues.get(queue)
-        chosen = [item.id for item in found.of(*states) if self.random.random() < 0.7] if found else []
-        return chosen + [self.random.randint(1, 9)] * self.random.choice([0, 0, 2])
-
-    def _a_due(self) -> list[Message]:
-        queue = self._name("delayed")
-        return [Message("due", {"queue": queue, "ids": self._ids(queue, "delayed")})]
-
-    def _a_session_end(self) -> list[Message]:
-        fence = self.random.choice(FENCES)
-        ran: dict[str, list[int]] = {name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5}
-        return [commands.session_end(fence.node, fence.boot, ran if self.random.random() < 0.6 else None, {"type": "NodeDied", "text": "", "traceback": None}, 5)]
-
-    def _a_retry(self) -> list[Message]:
-        queue = self._name("parked")
-        return [Message("retry", {"queue": queue, "ids": self.random.choice([None, self._ids(queue, "parked", "ready")])})]
-
-    def _a_discard(self) -> list[Message]:
-        queue = self._name("parked")
-        return [Message("discard", {"queue": queue, "ids": self.random.choice([None, *[self._ids(queue, "parked", "leased")] * 5])})]
-
-    # ---- the rest
-
-    def _a_close(self) -> list[Message]:
-        return [Message("close", {"pipeline": name, "name": self.random.choice(names)}) for name, names in (
-            ("p", ["gen", "in", "in", "left", "nothing"]), ("w", ["x"]), ("none", ["x"])) if self.random.random() < 0.5]
-
-    def _a_start_run(self) -> list[Message]:
-        """A run ends so seldom by chance that this ends it first, or comes near to it; puts with keys begin the next one."""
-        start = Message("start_run", {"pipeline": self.random.choice(["p", "p", "p", "w", "none"]), "params": {"n": 1}})
-        if self.random.random() < 0.3:
-            return [start]
-        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
-        ends = [Message("close", {"pipeline": "p", "name": name}) for name in ("gen", "in")]
-        if self.random.random() < 0.4:
-            key = source_key("p", run, "gen", self.random.randint(0, 1))
-            producer = self.model.producers.get(key, ModelProducer(epoch=1))
-            ends[0] = commands.put(key, producer.epoch, producer.seq + 1, [], {"finished": True})
-        left = self.random.choice([None, *[queue.name for queue in self.model.queues.values() if queue.of("delayed", "leased", "parked")]])
-        others = [item.id for item in self.model.queues[left].of("ready", "leased")] if left else []
-        if left and others and self.random.random() < 0.7:  # what is left is then delayed or parked
-            ends.append(commands.done(left, [(i, i + 1) for i in others], []))
-        ends += [Message("discard", {"queue": name, "ids": None}) for name, queue in self.model.queues.items()
-                 if name != left and ((queue.record and queue.record["read_by"]) or self.random.random() < 0.2)]
-        again = [message for _ in range(2) for message in self._a_client_put("p/in", keyed=True)]
-        return [*ends, *again, start, *again]
-
-    def _a_deploy(self) -> list[Message]:
-        messages = deployment(self.random.choice(["v1", "v2", "w1"]))
-        return messages if self.random.random() < 0.8 else messages[1:]
-
-    def _a_on_done_ran(self) -> list[Message]:
-        return [Message("on_done_ran", {"pipeline": self.random.choice(["p", "none"]), "run": self.random.randint(0, 3)})]
-
-    def _a_forget(self) -> list[Message]:
-        return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
-
-    def _a_member(self) -> list[Message]:
-        node = self.random.choice(["n1", "n2"])
-        if self.random.random() < 0.3:
-            return [Message("member_left", {"node": node})]
-        return [Message("member", {"node": node, "name": "host", "facts": {"cores": self.random.randint(1, 2)}})]
-
-
 # --- What must hold --------------------------------------------------------------------------------------------------
 
 
@@ -765,7 +632,9 @@ def compare(state: State, model: Model, bodies: Bodies) -> None:
     assert set(state.queues) == set(model.queues)
     for name, queue in model.queues.items():
         _compare_queue(state.queues[name], queue, bodies)
-    assert {key: _columns(p) for key, p in state.producers.items()} == {key: _columns(p) for key, p in model.producers.items()}
+    assert {key: _columns(p) for key, p in state.producers.items()} == {
+        key: _columns(p) for key, p in model.producers.items()
+    }
     assert set(state.pipelines) == set(model.pipelines)
     for name, pipeline in model.pipelines.items():
         found = state.pipelines[name]
@@ -779,7 +648,12 @@ def _columns(producer: Any) -> list[Any]:
 
 
 def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None:
-    assert (found.next_id, found.put, found.done, found.closed) == (len(queue.items) + 1, len(queue.items), queue.done, queue.closed)
+    assert (found.next_id, found.put, found.done, found.closed) == (
+        len(queue.items) + 1,
+        len(queue.items),
+        queue.done,
+        queue.closed,
+    )
     assert expand(found.ready) == {item.id for item in queue.of("ready")}
     held = {i: fence for lo, hi, fence in found.leases for i in range(lo, hi)}
     assert held == {item.id: item.fence for item in queue.of("leased")}
@@ -787,10 +661,13 @@ def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None
     assert found.deliveries == {item.id: item.deliveries for item in queue.items.values() if item.deliveries}
     parked = {i: (p.run, p.deliveries, p.at_ms, p.error) for i, p in found.parked.items()}
     assert parked == {item.id: item.parked for item in queue.of("parked")}
-    assert found.keys == {hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in queue.keys}
+    assert found.keys == {
+        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in queue.keys
+    }
     record = queue.record or {"maxsize": None, "bytes_max": None, "read_by": None, "results": False}
     assert {name: getattr(found, name) for name in ("maxsize", "bytes_max", "read_by", "results")} == {
-        name: record[name] for name in ("maxsize", "bytes_max", "read_by", "results")}
+        name: record[name] for name in ("maxsize", "bytes_max", "read_by", "results")
+    }
     _compare_chunks(found, queue, bodies)
 
 
@@ -819,13 +696,17 @@ def expand(ranges: RangeSet) -> set[int]:
 
 
 def plain_rows(state: State, bundles_by_place: bool = True) -> dict[str, Any]:
-    """All rows, those of chunks taken apart into items: how items share chunks is each node's own affair, as it is where the bytes of
-    a bundle lie once a snapshot has brought them."""
+    """All rows, those of chunks taken apart into items: how items share chunks is each node's own affair.
+
+    So is where a bundle's bytes lie, once a snapshot has brought them: `bundles_by_place` false leaves that out.
+    """
     rows: dict[str, Any] = dict(state.all_rows())
     names = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
     rows["chunks"] = {
-        (key[0], item_id): row for key, values in rows["chunks"].items()
-        for item_id, row in _items_of(dict(zip(names, (*key, *values), strict=False)))}
+        (key[0], item_id): row
+        for key, values in rows["chunks"].items()
+        for item_id, row in _items_of(dict(zip(names, (*key, *values), strict=False)))
+    }
     if not bundles_by_place:
         rows["bundles"] = {key: (row[0], *row[3:]) for key, row in rows["bundles"].items()}
     return rows
@@ -837,12 +718,14 @@ def _items_of(chunk: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     keys = json.loads(chunk["keys"] or "[]")
     for lo, hi in open_ranges:
         for item_id in range(lo, hi):
-            deliveries, delayed = (json.loads(chunk[name] or "{}").get(str(item_id)) for name in ("deliveries", "delayed"))
+            deliveries, delayed = (
+                json.loads(chunk[name] or "{}").get(str(item_id)) for name in ("deliveries", "delayed")
+            )
             yield item_id, (chunk["run"], deliveries, delayed, keys[item_id - first] if keys else None)
 
 
 class Books:
-    """Follows one state from outside, by its outcomes and its bytes alone: nothing is lost, made twice or made of nothing.
+    """Follows a state from outside, by its outcomes and bytes alone: nothing is lost, made twice or made of nothing.
 
     Values name where they come from (`queue#id/serial`), so an output can be followed to its input.
     """
@@ -872,7 +755,9 @@ class Books:
     def _check_counts(self, queue: QueueState) -> None:
         gone = queue.put - queue.open_count - queue.done - len(queue.parked)
         if queue.pipeline in self._began and queue.name.endswith("results"):
-            self._discarded[queue.name] = max(gone, self._discarded[queue.name])  # a run's results go when the next one begins
+            self._discarded[queue.name] = max(
+                gone, self._discarded[queue.name]
+            )  # a run's results go when the next one begins
         assert gone == self._discarded[queue.name], "an item is lost or counted twice"
         assert queue.done == self._done[queue.name], "what was said to be done is not what is done"
         assert queue.next_id == queue.put + 1, "an id is used twice or left out"
@@ -881,7 +766,12 @@ class Books:
 
     @staticmethod
     def _check_chunks(queue: QueueState) -> None:
-        states = [expand(queue.ready), {i for lo, hi, _ in queue.leases for i in range(lo, hi)}, set(queue.delayed), set(queue.parked)]
+        states = [
+            expand(queue.ready),
+            {i for lo, hi, _ in queue.leases for i in range(lo, hi)},
+            set(queue.delayed),
+            set(queue.parked),
+        ]
         unfinished = set().union(*states)
         assert len(unfinished) == sum(map(len, states)), "an item is in two states"
         covered = [i for chunk in queue.chunks for i in range(chunk.first, chunk.end)]

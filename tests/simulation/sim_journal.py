@@ -1,8 +1,8 @@
 """A journal without a file: what `p2pcluster.journal` promises, on a disk that fails and crashes when a test says so.
 
-It passes the contract of the real one (`tests/contract`). It decides when a write is durable and what a crash leaves; CRCs, chains
-and whatever else makes damage to a file visible are the real journal's affair. A `SimDisk` outlives the `SimJournal`s that are
-opened on it, as a disk outlives processes.
+It passes the contract of the real one (`tests/contract`). It decides when a write is durable and what a crash leaves;
+CRCs, chains and whatever else makes damage to a file visible are the real journal's affair. A `SimDisk` outlives the
+`SimJournal`s that are opened on it, as a disk outlives processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.snapshot import Head, TableRow, configuration_text
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
-from p2pcluster.journal import Compaction, Filled, Recovered, Write, apply_entry, checkpoint_of, next_chain, pinned_entry
+from p2pcluster.journal import (
+    Compaction,
+    Filled,
+    Recovered,
+    Write,
+    apply_entry,
+    checkpoint_of,
+    next_chain,
+    pinned_entry,
+)
 
 _CHUNK_COLUMNS = [name for name in TABLES["chunks"].columns if name not in BODY_COLUMNS]
 _KEY_COLUMNS = TABLES["chunks"].key_columns
@@ -89,7 +98,9 @@ class SimJournal:
         self._usable = True
 
     @classmethod
-    def open(cls, disk: SimDisk, body_memory_bytes_max: int = config.BODY_MEMORY_BYTES_MAX) -> tuple[SimJournal, Recovered]:
+    def open(
+        cls, disk: SimDisk, body_memory_bytes_max: int = config.BODY_MEMORY_BYTES_MAX
+    ) -> tuple[SimJournal, Recovered]:
         """Recover what is on the disk: the tables, then the committed part of the log."""
         image = disk.image
         state = State(body_memory_bytes_max)
@@ -198,9 +209,13 @@ class SimJournal:
             raise self._failed()
         old = self._disk.image
         image = self._disk.image = Image(
-            hard_state=hard_state or old.hard_state, base=(head.index, head.term, head.at_ms), commit_idx=head.index,
-            chains={head.index: head.chain}, applied=(head.index, head.term, head.at_ms, head.state_hash),
-            meta={**old.meta, "configuration": configuration_text(head.configuration)})
+            hard_state=hard_state or old.hard_state,
+            base=(head.index, head.term, head.at_ms),
+            commit_idx=head.index,
+            chains={head.index: head.chain},
+            applied=(head.index, head.term, head.at_ms, head.state_hash),
+            meta={**old.meta, "configuration": configuration_text(head.configuration)},
+        )
         for row in rows:
             keys = TABLES[row.table].key_columns
             key = row.values[:keys]
@@ -276,7 +291,11 @@ class SimJournal:
     def read_bundle_part(self, version: str, number: int, part: BundlePart) -> bytes:
         """One part of a version's zip."""
         found = self._disk.image.bundle_bodies.get((version, number))
-        return bytes(self._disk.image.entries[part.entry].body[part.offset : part.offset + part.body_bytes]) if found is None else found
+        return (
+            bytes(self._disk.image.entries[part.entry].body[part.offset : part.offset + part.body_bytes])
+            if found is None
+            else found
+        )
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
         """The log's entries above `after`; up to `bodies_after` only configurations have their bodies."""
@@ -304,14 +323,21 @@ class SimJournal:
         """Make this copy the cluster: all that the log holds is committed. Returns the new generation."""
         image = self._disk.image
         generation = int(image.meta.get("generation") or 0) + 1
-        self.write(Write(hard_state=HardState(image.hard_state.term + 1, None), commit_index=image.last_index, checkpoint=checkpoint_of(state),
-                         configuration=configuration, meta=(("generation", generation),)))
+        self.write(
+            Write(
+                hard_state=HardState(image.hard_state.term + 1, None),
+                commit_index=image.last_index,
+                checkpoint=checkpoint_of(state),
+                configuration=configuration,
+                meta=(("generation", generation),),
+            )
+        )
         return generation
 
     # ---- keeping small
 
     def _compact(self, keep_from_index: int, bytes_max: int) -> Compaction:
-        """As the real one: entries go once no row of a chunk names them; a log over its limit has bytes copied out of the way."""
+        """As the real one: entries go once no chunk's row names them; a log over its limit has bytes copied out."""
         image = self._disk.image
         limit = min(image.applied[0], keep_from_index - 1)
         if limit <= image.base[0]:

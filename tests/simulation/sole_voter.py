@@ -1,4 +1,5 @@
-"""What a node that is the only voter does with its journal: write, apply, lay down a checkpoint, compact, die, start again."""
+"""What a node that is the only voter does with its journal: write, apply, lay down a checkpoint, compact, die, start
+again."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ class SoleVoter:
         self.last_index = self.recovered.last_index
 
     def entries(self, *bodies: Iterable[Message]) -> tuple[Entry, ...]:
-        return tuple(Entry(index, 1, 10 * index, COMMANDS, entry_body(body)) for index, body in enumerate(bodies, self.last_index + 1))
+        return tuple(
+            Entry(index, 1, 10 * index, COMMANDS, entry_body(body))
+            for index, body in enumerate(bodies, self.last_index + 1)
+        )
 
     def write(self, write: Write) -> Compaction:
         compaction = self.journal.write(write)

@@ -21,7 +21,8 @@ from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import Fence
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import RemoteProtocolError
-from tests.simulation.queue_model import Chooser, Model, beginning, deployment, entry_body
+from tests.simulation.queue_chooser import Chooser
+from tests.simulation.queue_model import Model, beginning, deployment, entry_body
 
 FENCE = Fence("n1", "b1", 7)
 
@@ -54,8 +55,11 @@ def test_the_ports_of_a_command_find_their_blobs_again() -> None:
     counted = Port(["p/c"], lengths_blob([3]), b"ccc", lengths_blob([0, 1]))
     keyed = Port(["p/d"], lengths_blob([1]), b"d", None, b'["k"]')
     message = decode(encode_bytes(commands.put("c1", 3, 9, [plain, counted, keyed], {"count": 4}, b"cursor")))
-    assert message.fields == {"producer": ["c1", 3, 9], "source": {"count": 4, "cursor": True}, "ports": [
-        {"queues": ["p/a", "p/b"]}, {"queues": ["p/c"], "counts": True}, {"queues": ["p/d"], "keys": True}]}
+    assert message.fields == {
+        "producer": ["c1", 3, 9],
+        "source": {"count": 4, "cursor": True},
+        "ports": [{"queues": ["p/a", "p/b"]}, {"queues": ["p/c"], "counts": True}, {"queues": ["p/d"], "keys": True}],
+    }
     found = commands.read_ports(message.fields["ports"], message.blobs)
     assert [first for _, first in found] == [0, 2, 5]
     assert [tuple(port) for port, _ in found] == [tuple(plain), tuple(counted), tuple(keyed)]
@@ -103,23 +107,41 @@ def test_ranges_may_come_in_any_order() -> None:
     commands.check(commands.done("p/a", [(100, 110), (5, 6)], []))
 
 
-@pytest.mark.parametrize("ranges", [[], [(3, 3)], [(4, 3)], [(1, 4), (3, 5)], [(3, 5), (1, 4)], [(1, 2), (1, 2)], [(-1, 2)], [(1, True)],
-                                    [(1.0, 2)], [("a", "b")], [(1, 2, 3)], [(1, 1 << 63)]])
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [],
+        [(3, 3)],
+        [(4, 3)],
+        [(1, 4), (3, 5)],
+        [(3, 5), (1, 4)],
+        [(1, 2), (1, 2)],
+        [(-1, 2)],
+        [(1, True)],
+        [(1.0, 2)],
+        [("a", "b")],
+        [(1, 2, 3)],
+        [(1, 1 << 63)],
+    ],
+)
 def test_ranges_that_are_none_are_refused(ranges: list[Any]) -> None:
     with pytest.raises(RemoteProtocolError, match="ranges"):
         commands.check(commands.done("p/a", ranges, []))
 
 
-@pytest.mark.parametrize(("command", "field"), [
-    (commands.put("c\ud800", 0, 1, []), "producer"),
-    (commands.put("c1", 1 << 63, 1, []), "producer"),
-    (commands.put("source:p/1/gen/0", 1, 1, [], {"hash": "\udfff"}), "source"),
-    (commands.put("source:p/1/gen/0", 1, 1, [], {"count": 1 << 63}), "source"),
-    (commands.put("source:p/1/gen/0", 1, 1, [], {"finished": 1}), "source"),
-    (commands.release("p/\ud800", [(1, 2)], FENCE), "queue"),
-    (commands.release("p/a", [(1, 2)], Fence("n\ud800", "b", 1)), "fence"),
-    (Message("member", {"node": "n1", "name": "\udead", "facts": {}}), "name"),
-])
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (commands.put("c\ud800", 0, 1, []), "producer"),
+        (commands.put("c1", 1 << 63, 1, []), "producer"),
+        (commands.put("source:p/1/gen/0", 1, 1, [], {"hash": "\udfff"}), "source"),
+        (commands.put("source:p/1/gen/0", 1, 1, [], {"count": 1 << 63}), "source"),
+        (commands.put("source:p/1/gen/0", 1, 1, [], {"finished": 1}), "source"),
+        (commands.release("p/\ud800", [(1, 2)], FENCE), "queue"),
+        (commands.release("p/a", [(1, 2)], Fence("n\ud800", "b", 1)), "fence"),
+        (Message("member", {"node": "n1", "name": "\udead", "facts": {}}), "name"),
+    ],
+)
 def test_what_no_table_can_hold_is_refused(command: Message, field: str) -> None:
     with pytest.raises(RemoteProtocolError, match=field):
         commands.check(command)
@@ -140,7 +162,30 @@ def test_half_of_a_surrogate_pair_is_a_key_and_an_error_text_like_others() -> No
 
 # --- What passes the gateway is taken in -----------------------------------------------------------------------------
 
-SCALARS: list[Any] = [None, True, False, 0, 1, 2, 3, -1, 1 << 61, 1 << 70, 1.5, "", "p", "p/in", "p/a", "v1", "gen", "\ud800", [], {}, [[1, 2]], [1, 1, "a"]]
+SCALARS: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    -1,
+    1 << 61,
+    1 << 70,
+    1.5,
+    "",
+    "p",
+    "p/in",
+    "p/a",
+    "v1",
+    "gen",
+    "\ud800",
+    [],
+    {},
+    [[1, 2]],
+    [1, 1, "a"],
+]
 BLOBS = [b"", b"\0", lengths_blob([1]), lengths_blob([1, 0]), b'["a"]', b'["a", 1]', b"x" * 40]
 
 
@@ -218,7 +263,9 @@ def test_apply_takes_in_whatever_passes_the_gateway(seed: int) -> None:
 
 
 def test_of_damaged_commands_some_pass_and_some_do_not() -> None:
-    passed, refused = (sum(counts) for counts in zip(*(try_damaged_commands(Random(seed)) for seed in range(10)), strict=True))
+    passed, refused = (
+        sum(counts) for counts in zip(*(try_damaged_commands(Random(seed)) for seed in range(10)), strict=True)
+    )
     assert passed > 10
     assert refused > 50
 
@@ -234,10 +281,19 @@ def test_a_gap_in_the_gateway_is_noticed(gap: str, monkeypatch: pytest.MonkeyPat
             try_damaged_commands(Random(seed))
 
 
-@pytest.mark.parametrize(("at", "field", "value"), [
-    ("stages", "processes", "auto"), ("stages", "retries", "3"), ("stages", "backoff_s", None), ("stages", "timeout_s", True),
-    ("stages", "reads", "nowhere"), ("queues", "maxsize", -1), ("queues", "results", 1), ("queues", "name", None),
-])
+@pytest.mark.parametrize(
+    ("at", "field", "value"),
+    [
+        ("stages", "processes", "auto"),
+        ("stages", "retries", "3"),
+        ("stages", "backoff_s", None),
+        ("stages", "timeout_s", True),
+        ("stages", "reads", "nowhere"),
+        ("queues", "maxsize", -1),
+        ("queues", "results", 1),
+        ("queues", "name", None),
+    ],
+)
 def test_a_manifest_that_apply_could_not_read_is_refused(at: str, field: str, value: Any) -> None:
     deploy = json.loads(json.dumps(deployment("v1")[-1].fields))
     commands.check(Message("deploy", deploy))

@@ -97,7 +97,9 @@ def test_a_file_of_a_newer_format_is_refused_and_not_touched(store: RealStore, n
     assert store.path.read_bytes() == before
 
 
-def test_an_older_format_is_led_up_step_by_step(store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_format_is_led_up_step_by_step(
+    store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(node)
     before = facts(node.state)
     node.journal.close()
@@ -123,7 +125,9 @@ def test_a_file_that_is_not_sqlites_is_refused(store: RealStore) -> None:
     assert store.path.read_bytes() == b"a letter to my grandmother\n" * 100
 
 
-def test_a_journal_whose_first_page_is_gone_is_damaged_and_not_somebody_elses(store: RealStore, node: SoleVoter) -> None:
+def test_a_journal_whose_first_page_is_gone_is_damaged_and_not_somebody_elses(
+    store: RealStore, node: SoleVoter
+) -> None:
     """Nobody is told to move it away."""
     node.journal.close()
     data = store.path.read_bytes()
@@ -175,8 +179,16 @@ def test_a_commit_is_on_the_disk_when_it_returns(store: RealStore) -> None:
 def test_a_write_is_one_transaction(store: RealStore, node: SoleVoter) -> None:
     """Entries, vote, tables and a slice of compaction share an fsync."""
     before = scan_wal(store.wal_path).commits
-    node.write(Write(node.entries([put("p/in", 1, b"x")]), HardState(2, "n1"), sole_voter=True,
-                     checkpoint=journal.checkpoint_of(node.state), compact=(2, 1 << 20), meta=(("node_id", "n1"),)))
+    node.write(
+        Write(
+            node.entries([put("p/in", 1, b"x")]),
+            HardState(2, "n1"),
+            sole_voter=True,
+            checkpoint=journal.checkpoint_of(node.state),
+            compact=(2, 1 << 20),
+            meta=(("node_id", "n1"),),
+        )
+    )
     assert scan_wal(store.wal_path).commits == before + 1
 
 
@@ -221,13 +233,18 @@ def test_a_row_that_is_lost_is_noticed(table: str, store: RealStore, node: SoleV
     refused(store, f"table {table} does not add up")
 
 
-@pytest.mark.parametrize(("table", "column"), [(table, column) for table, spec in TABLES.items() for column in spec.columns
-                                               if column not in ("lengths", "body")])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(table, column) for table, spec in TABLES.items() for column in spec.columns if column not in ("lengths", "body")],
+)
 def test_a_row_that_is_changed_is_noticed(table: str, column: str, store: RealStore, node: SoleVoter) -> None:
     fill(node)
     node.journal.close()
-    changed = {"TEXT": f"coalesce({column}, '') || 'x'", "BLOB": f"CAST(coalesce({column}, '') || 'x' AS BLOB)",
-               "INTEGER": f"coalesce({column}, 0) + 1.5"}[TABLES[table].columns[column]]
+    changed = {
+        "TEXT": f"coalesce({column}, '') || 'x'",
+        "BLOB": f"CAST(coalesce({column}, '') || 'x' AS BLOB)",
+        "INTEGER": f"coalesce({column}, 0) + 1.5",
+    }[TABLES[table].columns[column]]
     edited(store, f"UPDATE {table} SET {column} = {changed} WHERE {first_row_of(table)}")
     refused(store, f"table {table}, row .* is damaged")
 
@@ -273,7 +290,11 @@ def test_a_meta_row_that_is_changed_is_noticed(key: str, store: RealStore, node:
 def test_an_entry_that_is_changed_is_noticed(column: str, store: RealStore, node: SoleVoter) -> None:
     fill(node)
     node.journal.close()
-    edited(store, f"UPDATE journal SET {column} = CASE typeof({column}) WHEN 'integer' THEN {column} + 1 ELSE zeroblob(16) END WHERE idx = 3")
+    edited(
+        store,
+        f"UPDATE journal SET {column} = CASE typeof({column}) WHEN 'integer' THEN {column} + 1 ELSE zeroblob(16) END "
+        "WHERE idx = 3",
+    )
     assert refused(store, "entry 3 is damaged").index == 3
 
 
@@ -294,7 +315,9 @@ def test_an_entry_of_another_log_is_noticed(store: RealStore, node: SoleVoter) -
 
 
 @pytest.mark.parametrize("with_mark", [True, False])
-def test_the_last_entry_of_a_log_that_was_closed_in_order_is_missed(store: RealStore, node: SoleVoter, with_mark: bool) -> None:
+def test_the_last_entry_of_a_log_that_was_closed_in_order_is_missed(
+    store: RealStore, node: SoleVoter, with_mark: bool
+) -> None:
     fill(node)
     node.journal.close()
     edited(store, "DELETE FROM journal WHERE idx = 6")
@@ -318,7 +341,9 @@ def test_tables_that_are_ahead_of_the_log_are_noticed(store: RealStore, node: So
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
-def test_bytes_in_a_rows_own_columns_are_checked_when_they_are_read(store: RealStore, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_in_a_rows_own_columns_are_checked_when_they_are_read(
+    store: RealStore, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(config, "LOG_BYTES_MAX", 0)
     node = SoleVoter(store, memory)
     node.commit(*beginning())
@@ -346,13 +371,20 @@ def damage_somewhere(random: Random, data: bytes) -> bytes:
     if kind == "page":
         start = at - at % 4096
         return data[:start] + bytes(len(data[start : start + 4096])) + data[start + 4096 :]
-    return data[:at] + bytes([data[at] ^ (1 << random.randrange(8)) if kind == "bit" else random.randrange(256)]) + data[at + 1 :]
+    return (
+        data[:at]
+        + bytes([data[at] ^ (1 << random.randrange(8)) if kind == "bit" else random.randrange(256)])
+        + data[at + 1 :]
+    )
 
 
 def everything(node: SoleVoter) -> Any:
     parts = {version: node.state.bundle_parts(version) for version in ("v1", "w1")}
     return (
-        facts(node.state), node.recovered.hard_state, node.recovered.base_index, node.recovered.commit_index,
+        facts(node.state),
+        node.recovered.hard_state,
+        node.recovered.base_index,
+        node.recovered.commit_index,
         [(e.index, e.term, e.at_ms, e.kind, bytes(e.body)) for e in node.journal.entries(0)],
         {queue: node.values(queue) for queue in node.state.queues},
         {version: node.journal.read_bundle(version, found) for version, found in parts.items() if found is not None},
@@ -389,7 +421,7 @@ def test_damage_anywhere_is_noticed_or_does_no_harm(store: RealStore, wal: bool,
     assert noticed > 10
 
 
-# --- The mark: what was committed and is gone --------------------------------------------------------------------------
+# --- The mark: what was committed and is gone ------------------------------------------------------------------------
 
 
 def cut_last_commit(store: RealStore) -> None:
@@ -402,10 +434,18 @@ def cut_last_commit(store: RealStore) -> None:
     store.wal_path.write_bytes(data[:end])
 
 
-@pytest.mark.parametrize("last", [
-    lambda node: node.commit(put("p/in", 1, b"acknowledged")), lambda node: node.write(Write(hard_state=HardState(3, None))),
-    lambda node: node.write(Write(hard_state=HardState(1, "n1")))], ids=["an entry", "a term", "a vote"])
-def test_the_loss_of_the_last_commit_is_noticed(store: RealStore, node: SoleVoter, last: Callable[[SoleVoter], Any]) -> None:
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda node: node.commit(put("p/in", 1, b"acknowledged")),
+        lambda node: node.write(Write(hard_state=HardState(3, None))),
+        lambda node: node.write(Write(hard_state=HardState(1, "n1"))),
+    ],
+    ids=["an entry", "a term", "a vote"],
+)
+def test_the_loss_of_the_last_commit_is_noticed(
+    store: RealStore, node: SoleVoter, last: Callable[[SoleVoter], Any]
+) -> None:
     node.write(Write(hard_state=HardState(1, None)))
     last(node)
     store.crash()
@@ -463,7 +503,9 @@ def test_a_flipped_bit_in_the_middle_of_the_write_ahead_log_is_noticed(store: Re
 
 
 @pytest.mark.parametrize("what", ["gone", "empty", "older"])
-def test_a_journal_that_is_not_the_one_that_the_mark_knows_is_noticed(store: RealStore, node: SoleVoter, what: str) -> None:
+def test_a_journal_that_is_not_the_one_that_the_mark_knows_is_noticed(
+    store: RealStore, node: SoleVoter, what: str
+) -> None:
     node.journal.close()
     old = store.path.read_bytes()
     node.open()
@@ -486,11 +528,15 @@ def test_another_journal_of_the_same_length_is_noticed(store: RealStore, node: S
     refused(store, "entry 1 is not the one that was committed")
 
 
-def test_a_log_that_is_cut_off_takes_its_mark_back_first(store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_cut_off_takes_its_mark_back_first(
+    store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process may die between the commit and the mark's move."""
 
     def tail(fault: Fault) -> None:
-        node.journal.write(Write(node.entries([put("p/in", 1, b"a")], [put("p/in", 2, b"b")], [put("p/in", 3, b"c")]), commit_index=1))
+        node.journal.write(
+            Write(node.entries([put("p/in", 1, b"a")], [put("p/in", 2, b"b")], [put("p/in", 3, b"c")]), commit_index=1)
+        )
         store.fail_write(1, fault)
         with pytest.raises(JournalError):
             node.journal.write(Write((Entry(2, 2, 90, NOOP, b""),), truncate_from=2, commit_index=1))
@@ -633,7 +679,9 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> Non
     monkeypatch.setattr(journal, "_connect_read_only", act_first)
 
 
-def test_a_reader_is_not_misled_by_what_is_written_meanwhile(store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_is_not_misled_by_what_is_written_meanwhile(
+    store: RealStore, node: SoleVoter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.journal.write(Write(node.entries([put("p/in", 1, b"x")], [put("p/in", 2, b"y")]), commit_index=1))
     meanwhile(monkeypatch, lambda: node.journal.write(Write((Entry(4, 1, 50, NOOP, b""),), commit_index=1)))
     assert open_for_reading(store.path, store.mark_path).last_index == 4
@@ -686,8 +734,25 @@ def test_a_damaged_journal_is_not_copied_under_a_good_name(store: RealStore, nod
 
 def test_a_rows_crc_tells_types_and_borders_apart() -> None:
     rows: list[tuple[Any, ...]] = [
-        (), (None,), ("",), (b"",), (0,), ("0",), (b"0",), (0.0,), ("a", "b"), ("ab",), ("", "ab"), (None, None), (1, 2), (12,), (-1,),
-        (1 << 62,), ("ä",), ("ä".encode(),)]
+        (),
+        (None,),
+        ("",),
+        (b"",),
+        (0,),
+        ("0",),
+        (b"0",),
+        (0.0,),
+        ("a", "b"),
+        ("ab",),
+        ("", "ab"),
+        (None, None),
+        (1, 2),
+        (12,),
+        (-1,),
+        (1 << 62,),
+        ("ä",),
+        ("ä".encode(),),
+    ]
     assert len({row_crc(row) for row in rows}) == len(rows)
 
 

@@ -1,4 +1,7 @@
-"""What commands do to queues, rule by rule. That the rules hold together is `property/test_queue_machine.py`'s affair."""
+"""What commands do to queues, rule by rule.
+
+That the rules hold together is `property/test_queue_machine.py`'s affair.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ class Log:
     def take(self, queue: str, *ranges: tuple[int, int], fence: Fence = FENCE) -> tuple[str, dict[str, Any]]:
         return self.one(commands.take(queue, ranges or [(1, 1000)], fence))
 
-    def done(self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False) -> tuple[str, dict[str, Any]]:
+    def done(
+        self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False
+    ) -> tuple[str, dict[str, Any]]:
         return self.one(commands.done(queue, ranges, ports, whole))
 
     def fail(self, queue: str, item_id: int, fence: Fence = FENCE) -> tuple[str, dict[str, Any]]:
@@ -74,10 +79,14 @@ class Log:
 
 
 def port(queues: list[str], *bodies: bytes, counts: list[int] | None = None) -> Port:
-    return Port(queues, lengths_blob(map(len, bodies)), b"".join(bodies), None if counts is None else lengths_blob(counts))
+    return Port(
+        queues, lengths_blob(map(len, bodies)), b"".join(bodies), None if counts is None else lengths_blob(counts)
+    )
 
 
-def client_put(queue: str, seq: int, *bodies: bytes, keys: Sequence[str | None] | None = None, epoch: int = 0) -> Message:
+def client_put(
+    queue: str, seq: int, *bodies: bytes, keys: Sequence[str | None] | None = None, epoch: int = 0
+) -> Message:
     blob = None if keys is None else json.dumps(keys).encode()
     return commands.put("c1", epoch, seq, [Port([queue], lengths_blob(map(len, bodies)), b"".join(bodies), None, blob)])
 
@@ -131,7 +140,9 @@ def test_a_key_counts_once_in_each_queue_and_run(log: Log) -> None:
     assert log.put("p/in", b"4", b"5", keys=["k", "new"])[1]["added"] == 1
     assert log.put("w/x", b"6", keys=["k"])[1]["added"] == 1
     assert log.values("p/in") == [b"1", b"2", b"5"]
-    assert [chunk.key_of(item_id) for chunk in log.queue("p/in").chunks for item_id in range(chunk.first, chunk.end)] == ["k", None, "new"]
+    assert [
+        chunk.key_of(item_id) for chunk in log.queue("p/in").chunks for item_id in range(chunk.first, chunk.end)
+    ] == ["k", None, "new"]
     log.end_run()
     log.say(Message("start_run", {"pipeline": "p", "params": None}))
     assert log.put("p/in", b"7", keys=["k"])[1]["added"] == 1
@@ -178,7 +189,10 @@ def test_a_batch_of_which_a_part_is_done_is_refused_and_goes_back(log: Log) -> N
     log.put("p/in", b"1", b"2", b"3")
     log.take("p/in")
     log.done("p/in", (2, 3))
-    assert log.done("p/in", (1, 4), ports=[port(["p/last.results"], b"sum")], whole=True) == ("refused", {"code": "divided"})
+    assert log.done("p/in", (1, 4), ports=[port(["p/last.results"], b"sum")], whole=True) == (
+        "refused",
+        {"code": "divided"},
+    )
     assert list(log.queue("p/in").ready) == [(1, 2), (3, 4)]
     assert log.values("p/last.results") == []
     assert log.queue("p/in").deliveries == {}
@@ -220,12 +234,19 @@ def test_only_the_fence_of_a_lease_gives_it_back(log: Log) -> None:
     assert log.queue("p/in").deliveries == {}
 
 
-@pytest.mark.parametrize("message", [
-    commands.take("p/none", [(1, 2)], FENCE), commands.release("p/none", [(1, 2)], FENCE), commands.done("p/none", [(1, 2)], []),
-    commands.fail("p/none", 1, FENCE, ERROR, 0), Message("due", {"queue": "p/none", "ids": [1]}),
-    Message("retry", {"queue": "p/none", "ids": None}), Message("discard", {"queue": "p/none", "ids": None}),
-    commands.done("p/in", [(1, 2)], [port(["p/none"], b"x")]),
-])
+@pytest.mark.parametrize(
+    "message",
+    [
+        commands.take("p/none", [(1, 2)], FENCE),
+        commands.release("p/none", [(1, 2)], FENCE),
+        commands.done("p/none", [(1, 2)], []),
+        commands.fail("p/none", 1, FENCE, ERROR, 0),
+        Message("due", {"queue": "p/none", "ids": [1]}),
+        Message("retry", {"queue": "p/none", "ids": None}),
+        Message("discard", {"queue": "p/none", "ids": None}),
+        commands.done("p/in", [(1, 2)], [port(["p/none"], b"x")]),
+    ],
+)
 def test_a_queue_that_is_not_there_is_no_accident(log: Log, message: Message) -> None:
     log.put("p/in", b"1")
     assert log.one(message) == ("refused", {"code": "unknown_queue"})
@@ -320,7 +341,9 @@ def assign(shard: int = 0) -> Message:
     return Message("assign", {"pipeline": "p", "stage": "gen", "shard": shard, "node": "n1", "boot": "b1"})
 
 
-def source_put(epoch: int, seq: int, *bodies: bytes, shard: int = 0, run: int = 1, cursor: bytes | None = None, **source: Any) -> Message:
+def source_put(
+    epoch: int, seq: int, *bodies: bytes, shard: int = 0, run: int = 1, cursor: bytes | None = None, **source: Any
+) -> Message:
     ports = [port(["p/a", "p/b"], *bodies)] if bodies else []
     return commands.put(source_key("p", run, "gen", shard), epoch, seq, ports, source, cursor)
 
@@ -402,7 +425,10 @@ def test_the_next_run_begins_anew_and_keeps_what_is_parked(log: Log) -> None:
     for name in ("p/a", "p/b"):
         log.about("discard", name)
     assert log.one(Message("start_run", {"pipeline": "p", "params": {"n": 1}})) == ("ok", {"run": 2})
-    assert log.one(Message("start_run", {"pipeline": "p", "params": None})) == ("refused", {"code": "running", "run": 2})
+    assert log.one(Message("start_run", {"pipeline": "p", "params": None})) == (
+        "refused",
+        {"code": "running", "run": 2},
+    )
     assert log.values("p/last.results") == []
     assert log.values("p/d") == [b"for a reader"]
     assert list(log.queue("p/in").parked) == [1, 2, 3]
@@ -570,12 +596,15 @@ def test_a_member_is_what_it_last_said(log: Log) -> None:
     assert log.state.members == {"n1": {"name": "host", "facts": {"cores": 2}}}
 
 
-@pytest.mark.parametrize(("message", "code"), [
-    (Message("close", {"pipeline": "none", "name": "x"}), "unknown_pipeline"),
-    (Message("close", {"pipeline": "p", "name": "nothing"}), "unknown_name"),
-    (Message("start_run", {"pipeline": "none", "params": None}), "unknown_pipeline"),
-    (Message("assign", {"pipeline": "none", "stage": "gen", "shard": 0, "node": "n", "boot": "b"}), "not_running"),
-    (Message("assign", {"pipeline": "p", "stage": "none", "shard": 0, "node": "n", "boot": "b"}), "not_running"),
-])
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (Message("close", {"pipeline": "none", "name": "x"}), "unknown_pipeline"),
+        (Message("close", {"pipeline": "p", "name": "nothing"}), "unknown_name"),
+        (Message("start_run", {"pipeline": "none", "params": None}), "unknown_pipeline"),
+        (Message("assign", {"pipeline": "none", "stage": "gen", "shard": 0, "node": "n", "boot": "b"}), "not_running"),
+        (Message("assign", {"pipeline": "p", "stage": "none", "shard": 0, "node": "n", "boot": "b"}), "not_running"),
+    ],
+)
 def test_what_is_not_there_is_refused(log: Log, message: Message, code: str) -> None:
     assert log.one(message) == ("refused", {"code": code})

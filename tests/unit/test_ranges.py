@@ -44,7 +44,9 @@ def check(ranges: RangeSet, model: set[int]) -> None:
     assert bool(ranges) == bool(model)
     pairs = list(ranges)
     assert all(lo < hi for lo, hi in pairs), "an empty range is kept"
-    assert all(before[1] < after[0] for before, after in zip(pairs, pairs[1:], strict=False)), "neighbours are not merged"
+    assert all(before[1] < after[0] for before, after in zip(pairs, pairs[1:], strict=False)), (
+        "neighbours are not merged"
+    )
     for item_id in range(-1, SPAN + 10):
         assert (item_id in ranges) == (item_id in model)
 
@@ -125,12 +127,18 @@ def test_a_lease_map_is_a_dict_from_id_to_fence(steps: list[tuple[str, Range, Fe
     leases, model = LeaseMap(), dict[int, Fence]()
     for kind, (lo, hi), fence in steps:
         if kind == "add":
-            for a, b in [(i, i + 1) for i in range(lo, hi) if i not in model] if model.keys() & set(range(lo, hi)) else [(lo, hi)]:
+            for a, b in (
+                [(i, i + 1) for i in range(lo, hi) if i not in model]
+                if model.keys() & set(range(lo, hi))
+                else [(lo, hi)]
+            ):
                 leases.add(a, b, fence)
             model |= {i: fence for i in range(lo, hi) if i not in model}
         else:
             removed = leases.remove(lo, hi)
-            assert {i: f for a, b, f in removed for i in range(a, b)} == {i: f for i, f in model.items() if lo <= i < hi}
+            assert {i: f for a, b, f in removed for i in range(a, b)} == {
+                i: f for i, f in model.items() if lo <= i < hi
+            }
             model = {i: f for i, f in model.items() if not lo <= i < hi}
         check_leases(leases, model)
     parts = leases.overlap(*span)
@@ -180,7 +188,9 @@ original_remove = RangeSet.remove
 
 
 @pytest.mark.parametrize(("name", "bug"), [("remove", _miscount), ("add", _never_merge)])
-def test_a_range_set_with_a_bug_is_noticed(name: str, bug: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_set_with_a_bug_is_noticed(
+    name: str, bug: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(RangeSet, name, bug)
     with pytest.raises(AssertionError):
         for seed in range(5):

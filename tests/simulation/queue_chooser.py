@@ -1,0 +1,313 @@
+"""Commands by chance that meet interesting items: repeats, stale fences, ranges half finished, runs that end and begin.
+
+It knows the state only as `queue_model.Model` tells it, and makes nothing that the gateway would refuse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from p2pcluster.core import commands
+from p2pcluster.core.codec import Message
+from p2pcluster.core.commands import Port, lengths_blob
+from p2pcluster.core.ranges import Fence, Range, RangeSet
+from tests.simulation.queue_model import Model, ModelProducer, deployment, source_key
+
+FENCES = [Fence(node, boot, seq) for node, boot in (("n1", "b1"), ("n1", "b2"), ("n2", "b1")) for seq in (1, 2)]
+KEYS = ["red", "green", "blue", "half a \ud83d pair", "ä"]
+
+
+class Chooser:
+    """Makes commands by chance: possible, repeated, late or pointless ones, but none that the gateway refuses."""
+
+    def __init__(self, random: Random, model: Model, serial: int = 0) -> None:
+        """`serial` is where the numbers begin that make values differ."""
+        self.random = random
+        self.model = model
+        self._serial = serial
+        self._seqs: dict[str, int] = {}  # of the entry that is being made
+        self._kinds = [
+            kind
+            for kind, weight in {
+                "client_put": 8,
+                "source_put": 6,
+                "take": 10,
+                "done": 12,
+                "release": 3,
+                "fail": 8,
+                "due": 3,
+                "session_end": 2,
+                "retry": 3,
+                "discard": 1,
+                "assign": 2,
+                "close": 1,
+                "start_run": 2,
+                "deploy": 1,
+                "on_done_ran": 1,
+                "forget": 1,
+                "member": 1,
+            }.items()
+            for _ in range(weight)
+        ]
+
+    def entry(self) -> list[Message]:
+        """What one commit brings: mostly a few commands, at times many small puts to one queue."""
+        self._seqs.clear()
+        if self.random.random() < 0.1:
+            return self._small_puts()
+        found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
+        for message in found:
+            commands.check(message)
+        return found
+
+    def command(self) -> list[Message]:
+        return getattr(self, f"_a_{self.random.choice(self._kinds)}")()  # type: ignore[no-any-return]
+
+    def _name(self, *states: str) -> str:
+        """A queue, mostly one that has items in one of the states."""
+        fitting = [queue.name for queue in self.model.queues.values() if queue.of(*states)]
+        if fitting and self.random.random() < 0.85:
+            return self.random.choice(fitting)
+        return self.random.choice([*self.model.queues, *self.model.queues, "p/nowhere"])
+
+    def _ranges(self, queue: str, states: Sequence[str]) -> list[Range]:
+        """Ranges that begin at items in one of the states, where there are any; apart from each other, in any order."""
+        found = self.model.queues.get(queue)
+        starts = [item.id for item in found.of(*states)] if found else []
+        most = len(found.items) + 2 if found else 3
+        free = RangeSet([(1, most + 8)])
+        ranges: list[Range] = []
+        for _ in range(self.random.randint(1, 3)):
+            lo = self.random.choice(starts) if starts and self.random.random() < 0.8 else self.random.randint(1, most)
+            ranges += free.remove(lo, lo + self.random.choice([1, 1, 2, 3, 6]))
+        return ranges
+
+    def _new_bodies(self, count: int, origin: str) -> list[bytes]:
+        self._serial += 1
+        return [
+            f"{origin}/{self._serial}.{n}".encode() + b"." * self.random.choice([0, 0, 3, 40]) for n in range(count)
+        ]
+
+    # ---- puts
+
+    def _small_puts(self) -> list[Message]:
+        """Many of them to one queue, each a little."""
+        known = self.model.producers.get("c3", ModelProducer())
+        queue = self.random.choice(["p/in", "w/x", "p/d", "p/d"])
+        return [
+            commands.put("c3", known.epoch, known.seq + 1 + number, [self._port([queue], False)])
+            for number in range(12)
+        ]
+
+    def _a_client_put(self, queue: str | None = None, keyed: bool = False) -> list[Message]:
+        key = self.random.choice(["c1", "c2"])
+        known = self.model.producers.get(key)
+        last = self._seqs.get(key, known.seq if known else 0)
+        seq = max(1, last + self.random.choice([1] * 8 + [0, 2]))
+        self._seqs[key] = seq if seq == last + 1 else last
+        epoch = (known.epoch if known else 0) + self.random.choice([0] * 9 + [1])
+        ports = [self._port([queue or self._name()], keyed or self.random.random() < 0.4)]
+        if queue is None and self.random.random() < 0.2:
+            ports.append(
+                self._port(
+                    self.random.sample(sorted({*self.model.queues, "p/nowhere", "w/x"}), 2), self.random.random() < 0.5
+                )
+            )
+        message = commands.put(key, epoch, seq, ports)
+        return [message] * self.random.choice([1] * 6 + [2])
+
+    def _port(self, queues: list[str], with_keys: bool) -> Port:
+        bodies = self._new_bodies(self.random.randint(1, 4), "root")
+        keys = [self.random.choice([*KEYS, None]) for _ in bodies]
+        return Port(
+            queues,
+            lengths_blob(map(len, bodies)),
+            b"".join(bodies),
+            None,
+            json.dumps(keys).encode() if with_keys else None,
+        )
+
+    def _a_assign(self) -> list[Message]:
+        fence = self.random.choice(FENCES)
+        return [
+            Message(
+                "assign",
+                {
+                    "pipeline": self.random.choice(["p", "p", "p", "none"]),
+                    "stage": "gen",
+                    "shard": self.random.randint(0, 1),
+                    "node": fence.node,
+                    "boot": fence.boot,
+                },
+            )
+        ]
+
+    def _a_source_put(self) -> list[Message]:
+        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
+        keys = [source_key("p", run, "gen", shard) for shard in range(2)]
+        key = self.random.choice([key for key in keys if key in self.model.producers] or keys)
+        known = self.model.producers.get(key, ModelProducer())
+        source: dict[str, Any] = (
+            {"count": known.count + 2, "hash": f"hash{known.seq}"} if self.random.random() < 0.5 else {}
+        )
+        source["finished"] = self.random.random() < 0.1
+        bodies = self._new_bodies(self.random.randint(1, 5), "root")
+        ports = [Port(["p/a", "p/b"], lengths_blob(map(len, bodies)), b"".join(bodies))]
+        message = commands.put(
+            key,
+            max(0, known.epoch - self.random.choice([0] * 9 + [1])),
+            max(1, known.seq + self.random.choice([1] * 8 + [0, 2])),
+            [] if source["finished"] and self.random.random() < 0.7 else ports,
+            source,
+            b"cursor %d" % known.seq if self.random.random() < 0.4 else None,
+        )
+        return [message] * self.random.choice([1] * 6 + [2])
+
+    # ---- work
+
+    def _a_take(self) -> list[Message]:
+        queue = self._name("ready")
+        return [commands.take(queue, self._ranges(queue, ("ready",)), self.random.choice(FENCES))]
+
+    def _fence_of(self, queue: str, item_id: int) -> Fence:
+        found = self.model.queues.get(queue)
+        item = found.items.get(item_id) if found else None
+        if item is None or item.fence is None or self.random.random() < 0.2:
+            return self.random.choice(FENCES)
+        return item.fence
+
+    def _a_done(self) -> list[Message]:
+        queue = self._name("leased")
+        ranges = self._ranges(queue, ("leased",))
+        ids = [i for lo, hi in ranges for i in range(lo, hi)]
+        whole = self.random.random() < 0.15
+        ports = [port for outputs in self._outputs(queue) for port in self._output(queue, outputs, ids, whole)]
+        return [commands.done(queue, ranges, ports, whole)] * self.random.choice([1] * 5 + [2])
+
+    def _outputs(self, queue: str) -> list[list[str]]:
+        """The queues of each port of the stage that reads the queue."""
+        found = self.model.queues.get(queue)
+        if found is None or found.record is None or not found.record["read_by"]:
+            return []
+        stage = self.model.pipelines[found.pipeline].stage(found.record["read_by"])
+        assert stage is not None
+        return [[f"{found.pipeline}/{name}" for name in port["queues"]] for port in stage["ports"]]
+
+    def _output(self, queue: str, outputs: list[str], ids: list[int], whole: bool) -> list[Port]:
+        if whole:
+            bodies = self._new_bodies(self.random.randint(1, 3), f"{queue}#{ids[0]}")
+            return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies))]
+        told = self.random.random() < 0.5
+        counts = [self.random.choice([0, 1, 1, 2]) if told else 1 for _ in ids]
+        bodies = [
+            body for i, count in zip(ids, counts, strict=True) for body in self._new_bodies(count, f"{queue}#{i}")
+        ]
+        if not bodies:
+            return []
+        return [Port(outputs, lengths_blob(map(len, bodies)), b"".join(bodies), lengths_blob(counts) if told else None)]
+
+    def _a_release(self) -> list[Message]:
+        queue = self._name("leased")
+        ranges = self._ranges(queue, ("leased",))
+        return [commands.release(queue, ranges, self._fence_of(queue, ranges[0][0]))]
+
+    def _a_fail(self) -> list[Message]:
+        queue = self._name("leased")
+        item_id = self._ranges(queue, ("leased",))[0][0]
+        error = {"type": "ValueError", "text": self.random.choice(["no", "half a \ud83d pair"]), "traceback": None}
+        message = commands.fail(queue, item_id, self._fence_of(queue, item_id), error, self.random.randint(0, 60))
+        return [message] * self.random.choice([1] * 5 + [2])
+
+    def _ids(self, queue: str, *states: str) -> list[int]:
+        found = self.model.queues.get(queue)
+        chosen = [item.id for item in found.of(*states) if self.random.random() < 0.7] if found else []
+        return chosen + [self.random.randint(1, 9)] * self.random.choice([0, 0, 2])
+
+    def _a_due(self) -> list[Message]:
+        queue = self._name("delayed")
+        return [Message("due", {"queue": queue, "ids": self._ids(queue, "delayed")})]
+
+    def _a_session_end(self) -> list[Message]:
+        fence = self.random.choice(FENCES)
+        ran: dict[str, list[int]] = {
+            name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5
+        }
+        return [
+            commands.session_end(
+                fence.node,
+                fence.boot,
+                ran if self.random.random() < 0.6 else None,
+                {"type": "NodeDied", "text": "", "traceback": None},
+                5,
+            )
+        ]
+
+    def _a_retry(self) -> list[Message]:
+        queue = self._name("parked")
+        return [
+            Message("retry", {"queue": queue, "ids": self.random.choice([None, self._ids(queue, "parked", "ready")])})
+        ]
+
+    def _a_discard(self) -> list[Message]:
+        queue = self._name("parked")
+        return [
+            Message(
+                "discard",
+                {"queue": queue, "ids": self.random.choice([None, *[self._ids(queue, "parked", "leased")] * 5])},
+            )
+        ]
+
+    # ---- the rest
+
+    def _a_close(self) -> list[Message]:
+        return [
+            Message("close", {"pipeline": name, "name": self.random.choice(names)})
+            for name, names in (("p", ["gen", "in", "in", "left", "nothing"]), ("w", ["x"]), ("none", ["x"]))
+            if self.random.random() < 0.5
+        ]
+
+    def _a_start_run(self) -> list[Message]:
+        """A run ends so seldom by chance that this ends it first, or nearly; puts with keys begin the next one."""
+        start = Message("start_run", {"pipeline": self.random.choice(["p", "p", "p", "w", "none"]), "params": {"n": 1}})
+        if self.random.random() < 0.3:
+            return [start]
+        run = self.model.pipelines["p"].run if "p" in self.model.pipelines else 0
+        ends = [Message("close", {"pipeline": "p", "name": name}) for name in ("gen", "in")]
+        if self.random.random() < 0.4:
+            key = source_key("p", run, "gen", self.random.randint(0, 1))
+            producer = self.model.producers.get(key, ModelProducer(epoch=1))
+            ends[0] = commands.put(key, producer.epoch, producer.seq + 1, [], {"finished": True})
+        left = self.random.choice(
+            [None, *[queue.name for queue in self.model.queues.values() if queue.of("delayed", "leased", "parked")]]
+        )
+        others = [item.id for item in self.model.queues[left].of("ready", "leased")] if left else []
+        if left and others and self.random.random() < 0.7:  # what is left is then delayed or parked
+            ends.append(commands.done(left, [(i, i + 1) for i in others], []))
+        ends += [
+            Message("discard", {"queue": name, "ids": None})
+            for name, queue in self.model.queues.items()
+            if name != left and ((queue.record and queue.record["read_by"]) or self.random.random() < 0.2)
+        ]
+        again = [message for _ in range(2) for message in self._a_client_put("p/in", keyed=True)]
+        return [*ends, *again, start, *again]
+
+    def _a_deploy(self) -> list[Message]:
+        messages = deployment(self.random.choice(["v1", "v2", "w1"]))
+        return messages if self.random.random() < 0.8 else messages[1:]
+
+    def _a_on_done_ran(self) -> list[Message]:
+        return [
+            Message("on_done_ran", {"pipeline": self.random.choice(["p", "none"]), "run": self.random.randint(0, 3)})
+        ]
+
+    def _a_forget(self) -> list[Message]:
+        return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
+
+    def _a_member(self) -> list[Message]:
+        node = self.random.choice(["n1", "n2"])
+        if self.random.random() < 0.3:
+            return [Message("member_left", {"node": node})]
+        return [Message("member", {"node": node, "name": "host", "facts": {"cores": self.random.randint(1, 2)}})]
