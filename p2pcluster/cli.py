@@ -233,13 +233,13 @@ def _params(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    from p2pcluster.offering import deploy_messages
+    from p2pcluster.offering import deploy_messages, pack_project
     from p2pcluster.process import read_manifest, refusal
 
     project = bundle.find_project(args.target, Path.cwd())
     if project is None:
         raise WrongUsage(f"{args.target or 'this folder'} holds no project: deploy a folder with a pipeline.py")
-    packed = bundle.pack(project.folder, extra_excludes=project.excludes)
+    packed = pack_project(project)
     record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / packed.version

@@ -14,6 +14,7 @@ from typing import Any
 
 from p2pcluster import bundle, config, process
 from p2pcluster.core.codec import Message
+from p2pcluster.errors import ProjectError
 
 Reply = dict[str, Any]
 
@@ -73,7 +74,7 @@ class Offering:
         if project is None:
             self._out("no project here: this node works for the cluster's pipelines; to bring one, run it where a pipeline.py is")
             return
-        self._packed = bundle.pack(project.folder, extra_excludes=project.excludes)
+        self._packed = pack_project(project)
         for note in self._packed.notes:
             self._out(note)
         folder = self._bundles / self._packed.version
@@ -153,6 +154,17 @@ class Offering:
         if parked:
             text += f", {parked} item{'s' if parked > 1 else ''} parked: python -m p2pcluster parked list"
         return RunEnd(text, 3 if parked else 0)
+
+
+def pack_project(project: bundle.Project) -> bundle.Bundle:
+    """The project as a bundle. Raises `BundleRejected`; `ProjectError` when the very module of the pipeline would not be in it."""
+    packed = bundle.pack(project.folder, extra_excludes=project.excludes)
+    module = project.module.replace(".", "/")
+    places = [f"{path}/{module}{end}".removeprefix("./") for path in project.import_paths for end in (".py", "/__init__.py")]
+    if not any(place in packed.files for place in places):
+        raise ProjectError(f"{places[0]} would not be shipped, because git ignores it or [tool.p2pcluster] exclude names it: git add -f it, or "
+                           "correct the exclusion")
+    return packed
 
 
 def deploy_messages(packed: bundle.Bundle, manifest: dict[str, Any], project: dict[str, Any], origin: dict[str, Any]) -> Iterator[Message]:

@@ -376,7 +376,7 @@ class State:
         keep = self.body_memory_bytes + body_bytes <= self.body_memory_bytes_max
         chunk = Chunk(queue.next_id, count, pipeline.run if pipeline else 0, context.at_ms, port.lengths if keep else None,
                       port.body if keep else None, body_bytes, context.index, offset,
-                      None if port.keys is None else bytes(port.keys))  # a view would keep the whole entry in memory
+                      None if port.keys is None else bytes(port.keys))
         if keep:
             self.body_memory_bytes += body_bytes
         queue.chunks.append(chunk)
@@ -446,7 +446,7 @@ class State:
             return Outcome("put", "already", {"seq": producer.seq})
         if seq != producer.seq + 1:
             return _refused(message, "sequence", seq=producer.seq)
-        ports = read_ports(message.fields["ports"], message.blobs)
+        ports = _owned(read_ports(message.fields["ports"], message.blobs))
         wrong = self._wrong_target(ports, source is not None)
         if wrong:
             return _refused(message, *wrong)
@@ -539,7 +539,7 @@ class State:
         if queue is None:
             return _refused(message, "unknown_queue")
         ranges = [(lo, hi) for lo, hi in message.fields["ranges"]]
-        ports = read_ports(message.fields["ports"], message.blobs)
+        ports = _owned(read_ports(message.fields["ports"], message.blobs))
         if any(name not in self.queues for port, _ in ports for name in port.queues):
             return _refused(message, "unknown_queue")
         found = [part for lo, hi in ranges for part in queue.open_ranges(lo, hi)]
@@ -1146,6 +1146,12 @@ def _within(held: dict[int, Any], lo: int, hi: int) -> list[int]:
     if hi - lo < len(held):
         return [item_id for item_id in range(lo, hi) if item_id in held]
     return sorted(item_id for item_id in held if lo <= item_id < hi)
+
+
+def _owned(ports: list[tuple[Port, int]]) -> list[tuple[Port, int]]:
+    """The ports with bytes of their own, once for all their queues: a view would keep the whole entry in memory, megabytes maybe, for as
+    long as one small item of it waits."""
+    return [(port._replace(lengths=bytes(port.lengths), body=bytes(port.body)), first) for port, first in ports]
 
 
 def _pick(lengths: Buffer, body: Buffer, positions: list[int]) -> tuple[bytes, bytes]:
