@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("file", metavar="FILE")
     key = verb("key", "show the cluster's key, or set it from standard input", "key --set < key.txt")
     key.add_argument("--set", action="store_true", help="read the key from standard input")
+    verb("doctor", "look for what keeps nodes from seeing each other", "doctor --seed 10.0.0.7:47400")
     return parser
 
 
@@ -490,7 +491,14 @@ def _key(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from p2pcluster import doctor
+
+    return doctor.run(_options(args), print)
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
     "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
+    "doctor": _doctor,
 }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from p2pcluster.core.codec import Buffer
-from p2pcluster.core.queues import Chunk
+from p2pcluster.core.chunks import Chunk
 from p2pcluster.journal import Compaction, Journal, Write
 
 COMMIT_FAST_S = 0.003  # commits that take longer on average go to a thread

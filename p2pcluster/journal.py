@@ -28,7 +28,10 @@ from zlib import crc32
 
 from p2pcluster import config
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry
-from p2pcluster.core.queues import BundlePart, Chunk, Row, Rows, State
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import BundlePart
+from p2pcluster.core.rows import Row, Rows
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.snapshot import Head, TableRow, configuration_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from p2pcluster import bundle
 from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Start
-from p2pcluster.core.queues import BundlePart
+from p2pcluster.core.records import BundlePart
 from p2pcluster.errors import ClusterError
 from p2pcluster.journal import Journal
 

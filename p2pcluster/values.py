@@ -55,7 +55,8 @@ def _names_main(body: bytes) -> bool:
             elif opcode.name == "STACK_GLOBAL" and pushed[-2] == "__main__":
                 return True
             elif opcode.name.endswith("BINGET"):
-                pushed.append(memo[int(argument)])
+                assert isinstance(argument, int), "a memo's place is a number"
+                pushed.append(memo[argument])
             elif opcode.name not in ("FRAME", "PROTO"):
                 pushed.append(argument if isinstance(argument, str) else None)
     except (ValueError, IndexError):

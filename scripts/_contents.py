@@ -14,7 +14,10 @@ from typing import Any
 
 import _journal  # noqa: F401  (finds the package)
 from p2pcluster.core.commands import lengths_of
-from p2pcluster.core.queues import Chunk, QueueState, Row, State
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import QueueState
+from p2pcluster.core.rows import Row
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.ranges import Range, RangeSet
 from p2pcluster.core.tables import TABLES

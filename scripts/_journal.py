@@ -24,7 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from p2pcluster.core.messages import decode_configuration  # noqa: E402
 from p2pcluster.core.log import CONFIG  # noqa: E402
-from p2pcluster.core.queues import Chunk, QueueState, State  # noqa: E402
+from p2pcluster.core.chunks import Chunk  # noqa: E402
+from p2pcluster.core.queues import State  # noqa: E402
+from p2pcluster.core.records import QueueState  # noqa: E402
 from p2pcluster.core.quorum import Configuration  # noqa: E402
 from p2pcluster.core.snapshot import read_configuration  # noqa: E402
 from p2pcluster.errors import ClusterError, JournalCorrupt, JournalError, UnknownName  # noqa: E402

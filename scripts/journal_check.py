@@ -30,7 +30,8 @@ from _journal import Place, bodies_of, connect, look_again, place_of, run, sqlit
 from p2pcluster import journal
 from p2pcluster.core.log import CONFIG, KINDS, Entry
 from p2pcluster.core.messages import decode_configuration
-from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.snapshot import read_configuration
 from p2pcluster.core.tables import TABLES

@@ -27,7 +27,8 @@ from p2pcluster import journal
 from p2pcluster.core.commands import decode_commands, read_ports
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.messages import decode_configuration
-from p2pcluster.core.queues import Chunk, QueueState
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.records import QueueState
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.safe_values import show, show_json
 

@@ -19,7 +19,9 @@ from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import Load, plan_processes
-from p2pcluster.core.queues import Chunk, Outcome, PipelineState, QueueState, State, shards_of
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet

@@ -1,4 +1,4 @@
-"""What a cluster's state is and what each command does to it: queues of items, leases, producers, pipelines.
+"""What each command does to a cluster's state: queues of items, leases, producers, pipelines.
 
 `State.apply` is total and deterministic: every command has an outcome, and nothing here reads a clock, chance or a disk. Equal
 logs make equal states on every node. The unit is the chunk: what one command adds to one queue. Items are ids; where a million
@@ -12,298 +12,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from p2pcluster.config import CHUNK_BYTES_TARGET, CHUNK_ITEMS_TARGET
+from p2pcluster.core.chunks import Chunk, outputs_of, pick, positions
 from p2pcluster.core.codec import Buffer, Message
-from p2pcluster.core.commands import Port, decode_commands, lengths_blob, lengths_of, read_ports
-from p2pcluster.core.ranges import Fence, LeaseMap, Range, RangeSet
+from p2pcluster.core.commands import Port, decode_commands, read_ports
+from p2pcluster.core.ranges import Fence, Range
+from p2pcluster.core.records import BundlePart, Outcome, Parked, PipelineState, Producer, QueueState, shards_of, within
+from p2pcluster.core.rows import RowedState
 
-Row = tuple[Any, ...]
-Rows = dict[str, dict[Row, Row | None]]
 _OUTCOMES = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-
-
-class Chunk:
-    """Consecutive items of one queue and where their bytes are.
-
-    `lengths` and `body` are None when they were dropped from memory; then they stand at `offset` of the log's entry `entry`, or
-    in the chunk's own row when `body_crc` is set. `open` counts the items that are not finished, `parked` those of them that are
-    out of the way.
-    """
-
-    __slots__ = ("at_ms", "body", "body_bytes", "body_crc", "count", "cut", "entry", "first", "keys", "lengths", "offset",
-                 "open", "parked", "persisted", "run")
-
-    def __init__(self, first: int, count: int, run: int, at_ms: int, lengths: Buffer | None, body: Buffer | None,
-                 body_bytes: int, entry: int, offset: int, keys: Buffer | None) -> None:
-        self.first = first
-        self.count = count
-        self.run = run
-        self.at_ms = at_ms
-        self.lengths = lengths
-        self.body = body
-        self.body_bytes = body_bytes
-        self.body_crc: int | None = None
-        self.entry = entry
-        self.offset = offset
-        self.keys = keys
-        self.open = count
-        self.parked = 0
-        self.persisted = False
-        self.cut = (0, 0)
-
-    @property
-    def end(self) -> int:
-        return self.first + self.count
-
-    @property
-    def open_bytes(self) -> int:
-        """About the bytes of its open items. Parked ones take no room, or a few of them would hold back a queue's feeders forever."""
-        return self.body_bytes * (self.open - self.parked) // self.count
-
-    def slice(self, lo: int, hi: int) -> tuple[memoryview, memoryview]:
-        """The `lengths` and `body` of the ids `[lo, hi)`; the chunk's bytes must be in memory."""
-        assert self.lengths is not None and self.body is not None, "the chunk's bytes are not in memory"
-        return self.slice_of(self.lengths, self.body, lo, hi)
-
-    def slice_of(self, lengths: Buffer, body: Buffer, lo: int, hi: int) -> tuple[memoryview, memoryview]:
-        """The same out of bytes that were read again. Cuts that follow each other go on where the last one ended."""
-        assert self.first <= lo < hi <= self.end, "the range lies outside of the chunk"
-        at, stop = lo - self.first, hi - self.first
-        lengths_view = memoryview(lengths)[4 * at : 4 * stop]
-        if at == 0 and stop == self.count:
-            return lengths_view, memoryview(body)
-        known, offset = self.cut if self.cut[0] <= at else (0, 0)
-        offset += sum(lengths_of(memoryview(lengths)[4 * known : 4 * at]))
-        size = sum(lengths_of(lengths_view))
-        self.cut = (stop, offset + size)
-        return lengths_view, memoryview(body)[offset : offset + size]
-
-    def key_of(self, item_id: int) -> str | None:
-        """The key that the item was put with."""
-        if self.keys is None:
-            return None
-        key: str | None = json.loads(bytes(self.keys))[item_id - self.first]
-        return key
-
-
-class ChunkIndex:
-    """The chunks of one queue by id. Those at the front go first, so the front is an offset and not a shift."""
-
-    __slots__ = ("_chunks", "_firsts", "_head")
-
-    def __init__(self) -> None:
-        self._firsts: list[int] = []
-        self._chunks: list[Chunk] = []
-        self._head = 0
-
-    def __len__(self) -> int:
-        return len(self._chunks) - self._head
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return iter(self._chunks[self._head :])
-
-    def append(self, chunk: Chunk) -> None:
-        assert not len(self) or self._firsts[-1] < chunk.first, "chunks come in the order of their ids"
-        self._firsts.append(chunk.first)
-        self._chunks.append(chunk)
-
-    def overlap(self, lo: int, hi: int) -> list[Chunk]:
-        """The chunks with an id in `[lo, hi)`, in order."""
-        at = max(bisect_right(self._firsts, lo, self._head) - 1, self._head)
-        found = []
-        while at < len(self._chunks) and self._firsts[at] < hi:
-            if self._chunks[at].end > lo:
-                found.append(self._chunks[at])
-            at += 1
-        return found
-
-    def remove(self, chunk: Chunk) -> None:
-        at = bisect_right(self._firsts, chunk.first, self._head) - 1
-        assert self._chunks[at] is chunk, "the chunk is not in the queue"
-        if at > self._head:
-            del self._firsts[at], self._chunks[at]
-            return
-        self._head += 1
-        if self._head > 64 and 2 * self._head > len(self._chunks):
-            del self._firsts[: self._head], self._chunks[: self._head]
-            self._head = 0
-
-    def replace(self, old: list[Chunk], new: Chunk) -> None:
-        """Put `new` where the consecutive chunks `old` stood."""
-        at = bisect_right(self._firsts, old[0].first, self._head) - 1
-        assert self._chunks[at : at + len(old)] == old, "the chunks are not neighbours"
-        self._firsts[at : at + len(old)] = [new.first]
-        self._chunks[at : at + len(old)] = [new]
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """Why an item is out of the way: `error` as the stage process or the node reported it."""
-
-    run: int
-    deliveries: int
-    at_ms: int
-    error: dict[str, Any]
-
-
-class QueueState:
-    """One queue. Persistent: `next_id, put, done, closed`, the items by state, `keys`; the rest is derived or a node's own."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.next_id = 1
-        self.put = 0
-        self.done = 0
-        self.closed = False
-        self.chunks = ChunkIndex()
-        self.ready = RangeSet()
-        self.leases = LeaseMap()
-        self.delayed: dict[int, int] = {}
-        self.deliveries: dict[int, int] = {}
-        self.parked: dict[int, Parked] = {}
-        self.keys: set[bytes] = set()
-        self.open_bytes = 0
-        # what the pipelines' manifests say of it
-        self.maxsize: int | None = None
-        self.bytes_max: int | None = None
-        self.read_by: str | None = None
-        self.results = False
-        self.pipeline = name.partition("/")[0]
-
-    @property
-    def open_count(self) -> int:
-        return len(self.ready) + len(self.leases) + len(self.delayed)
-
-    def open_ranges(self, lo: int, hi: int) -> list[Range]:
-        """The open ids of `[lo, hi)`."""
-        leased = self.leases.overlap(lo, hi)
-        if len(leased) == 1 and leased[0][0] == lo and leased[0][1] == hi:
-            return [(lo, hi)]
-        found = RangeSet(self.ready.overlap(lo, hi))
-        for a, b, _ in leased:
-            found.add(a, b)
-        for item_id in _within(self.delayed, lo, hi):
-            found.add(item_id, item_id + 1)
-        return list(found)
-
-    def oldest_ms(self) -> int | None:
-        """When the oldest item came that is not finished."""
-        for chunk in self.chunks:
-            return chunk.at_ms
-        return None
-
-
-@dataclass(slots=True)
-class Producer:
-    """Who puts: a client, or one shard of a source in one run."""
-
-    epoch: int = 0
-    seq: int = 0
-    count: int = 0
-    hash: str = ""
-    cursor: bytes | None = None
-    finished: bool = False
-    at_ms: int = 0
-    node: str = ""
-    boot: str = ""
-
-
-@dataclass(slots=True)
-class PipelineState:
-    """A deployed pipeline: its version and how far its run is. `state`: new, running, done."""
-
-    name: str
-    version: str
-    origin: dict[str, Any]
-    manifest: dict[str, Any]
-    files: dict[str, str]
-    zip_sha256: str
-    project: dict[str, Any]
-    run: int = 0
-    state: str = "new"
-    params: Any = None
-    on_done_run: int = 0
-    started_ms: int = 0
-    done_ms: int = 0
-    previous: list[str] = field(default_factory=list)
-    totals: dict[str, list[int]] = field(default_factory=dict)
-
-    def full(self, queue: str) -> str:
-        return f"{self.name}/{queue}"
-
-    @property
-    def sources(self) -> list[dict[str, Any]]:
-        return [stage for stage in self.manifest["stages"] if stage["kind"] == "source"]
-
-    def stage(self, name: str) -> dict[str, Any] | None:
-        return next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
-
-    def source_key(self, stage: str, shard: int) -> str:
-        return f"source:{self.name}/{self.run}/{stage}/{shard}"
-
-    def detail(self) -> dict[str, Any]:
-        return {"origin": self.origin, "manifest": self.manifest, "files": self.files, "zip_sha256": self.zip_sha256,
-                "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals}
-
-
-def shards_of(stage: dict[str, Any]) -> int:
-    """How many producers a source has: one for each process."""
-    return int(stage["processes"])
-
-
-@dataclass(slots=True)
-class BundlePart:
-    """A part of a zipped project; its bytes are in the log, then in the table."""
-
-    parts: int
-    entry: int
-    offset: int
-    body_bytes: int
-    body_crc: int
-    persisted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What applying a command gave: `result` is ok, already or refused; `fields` are for whoever proposed it."""
-
-    kind: str
-    result: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    cursor: bytes | None = None
 
 
 def _refused(message: Message, code: str, **fields: Any) -> Outcome:
     return Outcome(message.kind, "refused", {"code": code, **fields})
 
 
-class State:
+class State(RowedState):
     """The replicated state; see the module. `body_memory_bytes_max` bounds the bytes of items that this node keeps at hand."""
 
     def __init__(self, body_memory_bytes_max: int = 1 << 62) -> None:
-        self.applied_idx = 0
-        self.applied_term = 0
-        self.at_ms = 0
-        self.hash = bytes(16)
-        self.queues: dict[str, QueueState] = {}
-        self.producers: dict[str, Producer] = {}
-        self.pipelines: dict[str, PipelineState] = {}
-        self.bundles: dict[tuple[str, int], BundlePart] = {}
-        self.members: dict[str, dict[str, Any]] = {}
-        self.alarms: dict[str, str] = {}
+        super().__init__()
         self.body_memory_bytes_max = body_memory_bytes_max
         self.body_memory_bytes = 0
-        self._dirty: dict[str, set[Any]] = {}
-        self._removed_chunks: set[tuple[str, int]] = set()
-        self._cleared_keys: set[str] = set()
         self._handlers: dict[str, Callable[[Message, _Context], Outcome]] = {
             "put": self._apply_put,
             "done": self._apply_done,
@@ -349,21 +84,6 @@ class State:
         text = _OUTCOMES.encode([outcome.kind, outcome.result, outcome.fields])
         self.hash = hashlib.blake2b(self.hash + text.encode(), digest_size=16).digest()
 
-    def queue(self, name: str) -> QueueState:
-        """The queue, made when it is not there."""
-        found = self.queues.get(name)
-        if found is None:
-            found = self.queues[name] = QueueState(name)
-            self._touch("queues", name)
-        return found
-
-    def _touch(self, table: str, key: Any) -> None:
-        self._dirty.setdefault(table, set()).add(key)
-
-    @property
-    def dirty_count(self) -> int:
-        return sum(len(keys) for keys in self._dirty.values()) + len(self._removed_chunks)
-
     # ---- items
 
     def _append(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
@@ -405,7 +125,7 @@ class State:
                 self._touch("chunks", (queue.name, chunk.first))
             else:
                 self._forget_chunk(queue, chunk)
-        for item_id in _within(queue.deliveries, lo, hi):
+        for item_id in within(queue.deliveries, lo, hi):
             del queue.deliveries[item_id]
 
     def _forget_chunk(self, queue: QueueState, chunk: Chunk) -> None:
@@ -421,7 +141,7 @@ class State:
         for a, b in found:
             queue.ready.remove(a, b)
             queue.leases.remove(a, b)
-        for item_id in _within(queue.delayed, lo, hi):
+        for item_id in within(queue.delayed, lo, hi):
             del queue.delayed[item_id]
         self._touch("leases", queue.name)
         return found
@@ -492,7 +212,7 @@ class State:
         """Some of a put are known already. The rest no longer stands in the log as one piece, so it stays in memory until its row has it."""
         if not fresh:
             return 0
-        body = _pick(port.lengths, port.body, [at for at, _ in fresh])
+        body = pick(port.lengths, port.body, [at for at, _ in fresh])
         keys = json.dumps([key for _, key in fresh]).encode()
         before = queue.next_id
         added = self._append(queue, Port(port.queues, body[0], body[1], None, keys), context, 0)
@@ -550,7 +270,7 @@ class State:
         if partial and message.fields["whole"]:
             self._release_found(queue, found)
             return _refused(message, "divided")
-        chosen = _positions(ranges, found) if partial else None
+        chosen = positions(ranges, found) if partial else None
         for lo, hi in found:
             self._take_out(queue, lo, hi)
             self._finish(queue, lo, hi)
@@ -566,7 +286,7 @@ class State:
                 for name in port.queues:
                     self._append(self.queues[name], port, context, first_blob)
                 continue
-            body = _pick(port.lengths, port.body, _outputs_of(chosen, port.counts))
+            body = pick(port.lengths, port.body, outputs_of(chosen, port.counts))
             for name in port.queues:
                 queue = self.queues[name]
                 before = queue.next_id
@@ -752,17 +472,6 @@ class State:
         self._maybe_done(name, context)
         return Outcome("deploy", "ok", {"run": new.run, "state": new.state})
 
-    def _wire(self, pipeline: PipelineState) -> None:
-        """Make the pipeline's queues and let them know what the manifest says; those that it no longer names lose their reader."""
-        for queue in self.queues.values():
-            if queue.pipeline == pipeline.name:
-                queue.maxsize = queue.bytes_max = queue.read_by = None
-                queue.results = False
-        for record in pipeline.manifest["queues"]:
-            queue = self.queue(pipeline.full(record["name"]))
-            queue.maxsize, queue.bytes_max = record["maxsize"], record["bytes_max"]
-            queue.read_by, queue.results = record["read_by"], record["results"]
-
     def _forget_bundles(self) -> None:
         """The last two versions of each pipeline stay."""
         kept = {v for p in self.pipelines.values() for v in (p.version, *p.previous[:1])}
@@ -908,225 +617,6 @@ class State:
             for parked in queue.parked.values() if parked.run == pipeline.run
         )
 
-    # ---- rows: what a checkpoint writes, and back
-
-    def coalesce(self) -> None:
-        """Lay small neighbouring chunks together that no row has yet: one object and one row for what came in one by one."""
-        by_queue: dict[str, list[int]] = {}
-        for name, first in self._dirty.get("chunks", ()):
-            by_queue.setdefault(name, []).append(first)
-        for name, firsts in by_queue.items():
-            if len(firsts) > 8:
-                self._coalesce_queue(self.queues[name], sorted(firsts))
-
-    def _coalesce_queue(self, queue: QueueState, firsts: list[int]) -> None:
-        run: list[Chunk] = []
-        for chunk in [c for first in firsts for c in queue.chunks.overlap(first, first + 1)]:
-            if run and not _joins(run, chunk):
-                self._join(queue, run)
-                run = []
-            if _joinable(chunk):
-                run.append(chunk)
-        self._join(queue, run)
-
-    def _join(self, queue: QueueState, chunks: list[Chunk]) -> None:
-        if len(chunks) < 2:
-            return
-        first = chunks[0]
-        body = b"".join(c.body for c in chunks if c.body is not None)
-        lengths = b"".join(c.lengths for c in chunks if c.lengths is not None)
-        joined = Chunk(first.first, sum(c.count for c in chunks), first.run, first.at_ms, lengths, body, len(body), 0, 0, None)
-        queue.chunks.replace(chunks, joined)
-        dirty = self._dirty["chunks"]
-        for chunk in chunks:
-            dirty.discard((queue.name, chunk.first))
-        dirty.add((queue.name, joined.first))
-
-    def rows_changed(self) -> Rows:
-        """What changed since `rows_written`: for each table its rows by key, None for one that is gone.
-
-        Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is named, `keys` of a queue that began anew as
-        `(queue,): None`.
-        """
-        rows: Rows = {"keys": {(name,): None for name in self._cleared_keys}}  # before the keys that came since
-        for table, keys in self._dirty.items():
-            changed = rows.setdefault(table, {})
-            for key in keys:
-                changed.update(self._rows_of(table, key))
-        gone = rows.setdefault("chunks", {})
-        for chunk_key in self._removed_chunks:
-            gone.setdefault(chunk_key, None)
-        return {table: found for table, found in rows.items() if found}
-
-    def filled(self, queue: str, first: int, body_crc: int) -> None:
-        """The chunk's bytes stand in its own row now, if there still is such a chunk."""
-        found = self.queues[queue].chunks.overlap(first, first + 1)
-        if found and found[0].first == first:
-            found[0].body_crc = body_crc
-
-    def rows_written(self) -> None:
-        """The rows of the last `rows_changed` are durable."""
-        for name, first in self._dirty.get("chunks", ()):
-            for chunk in self.queues[name].chunks.overlap(first, first + 1):
-                chunk.persisted = True
-        for key in self._dirty.get("bundles", ()):
-            if key in self.bundles:
-                self.bundles[key].persisted = True
-        self._dirty.clear()
-        self._removed_chunks.clear()
-        self._cleared_keys.clear()
-
-    def all_rows(self) -> Rows:
-        """Every row that the state has: what the tables should hold."""
-        rows: Rows = {table: {} for table in ("queues", "chunks", "leases", "keys", "parked", "producers", "projects",
-                                              "bundles", "members")}
-        for name, queue in self.queues.items():
-            rows["queues"].update(self._rows_of("queues", name))
-            rows["leases"].update({k: v for k, v in self._rows_of("leases", name).items() if len(k) == 2})
-            for chunk in queue.chunks:
-                rows["chunks"].update(self._rows_of("chunks", (name, chunk.first)))
-            for digest in sorted(queue.keys):  # equal states make equal snapshots
-                rows["keys"][(name, digest)] = ()
-            for item_id in queue.parked:
-                rows["parked"].update(self._rows_of("parked", (name, item_id)))
-        for table, keys in (("producers", self.producers), ("projects", self.pipelines), ("bundles", self.bundles),
-                            ("members", self.members)):
-            for key in keys:
-                rows[table].update(self._rows_of(table, key))
-        return rows
-
-    def _rows_of(self, table: str, key: Any) -> dict[Row, Row | None]:
-        return getattr(self, f"_rows_of_{table}")(key)  # type: ignore[no-any-return]
-
-    def _rows_of_queues(self, name: str) -> dict[Row, Row | None]:
-        queue = self.queues[name]
-        return {(name,): (queue.next_id, queue.put, queue.done, int(queue.closed))}
-
-    def _rows_of_chunks(self, key: tuple[str, int]) -> dict[Row, Row | None]:
-        queue = self.queues[key[0]]
-        (chunk,) = queue.chunks.overlap(key[1], key[1] + 1)
-        unfinished = RangeSet(queue.open_ranges(chunk.first, chunk.end))
-        for item_id in _within(queue.parked, chunk.first, chunk.end):
-            unfinished.add(item_id, item_id + 1)
-        assert len(unfinished) == chunk.open, "a chunk's count of open items is off"
-        inside = {
-            "deliveries": {i: queue.deliveries[i] for i in _within(queue.deliveries, chunk.first, chunk.end)},
-            "delayed": {i: queue.delayed[i] for i in _within(queue.delayed, chunk.first, chunk.end)},
-        }
-        bodies: Row = ()
-        if chunk.entry == 0 and not chunk.persisted:
-            assert chunk.lengths is not None and chunk.body is not None, "bytes that the log does not hold stay in memory"
-            chunk.body_crc = crc32(chunk.body, crc32(chunk.lengths))
-            bodies = (bytes(chunk.lengths), bytes(chunk.body))
-        return {(queue.name, chunk.first): (
-            chunk.count, chunk.run, chunk.at_ms, None if chunk.open == chunk.count else json.dumps(list(unfinished)),
-            json.dumps(inside["deliveries"]) if inside["deliveries"] else None,
-            json.dumps(inside["delayed"]) if inside["delayed"] else None,
-            None if chunk.keys is None else bytes(chunk.keys),
-            chunk.entry, chunk.offset, chunk.body_bytes, chunk.body_crc, *bodies,
-        )}
-
-    def _rows_of_leases(self, name: str) -> dict[Row, Row | None]:
-        rows: dict[Row, Row | None] = {(name,): None}
-        for lo, hi, fence in self.queues[name].leases:
-            rows[(name, lo)] = (hi, *fence)
-        return rows
-
-    def _rows_of_keys(self, key: tuple[str, bytes]) -> dict[Row, Row | None]:
-        return {key: ()}
-
-    def _rows_of_parked(self, key: tuple[str, int]) -> dict[Row, Row | None]:
-        parked = self.queues[key[0]].parked.get(key[1])
-        if parked is None:
-            return {key: None}
-        return {key: (parked.run, parked.deliveries, parked.at_ms, json.dumps(parked.error))}
-
-    def _rows_of_producers(self, key: str) -> dict[Row, Row | None]:
-        p = self.producers.get(key)
-        if p is None:
-            return {(key,): None}
-        return {(key,): (p.epoch, p.seq, p.count, p.hash, p.cursor, int(p.finished), p.at_ms, p.node, p.boot)}
-
-    def _rows_of_projects(self, name: str) -> dict[Row, Row | None]:
-        p = self.pipelines[name]
-        return {(name,): (p.version, p.run, p.state, p.on_done_run, p.started_ms, p.done_ms, json.dumps(p.detail()))}
-
-    def _rows_of_bundles(self, key: tuple[str, int]) -> dict[Row, Row | None]:
-        part = self.bundles.get(key)
-        if part is None:
-            return {key: None}
-        return {key: (part.parts, part.entry, part.offset, part.body_bytes, part.body_crc)}
-
-    def _rows_of_members(self, node: str) -> dict[Row, Row | None]:
-        member = self.members.get(node)
-        return {(node,): None if member is None else (member["name"], json.dumps(member["facts"]))}
-
-    def load(self, table: str, rows: Iterable[Row]) -> None:
-        """Take in the rows of a table as `rows_changed` gave them, key columns first. Tables come in the order of `TABLES`."""
-        for row in rows:
-            getattr(self, f"_load_{table}")(*row)
-
-    def loaded(self, applied_idx: int, applied_term: int, at_ms: int, state_hash: bytes) -> None:
-        """All tables are in, and this is where they stand."""
-        self.applied_idx, self.applied_term, self.at_ms, self.hash = applied_idx, applied_term, at_ms, state_hash
-        for pipeline in self.pipelines.values():
-            self._wire(pipeline)
-        self._dirty.clear()
-
-    def _load_queues(self, name: str, next_id: int, put: int, done: int, closed: int) -> None:
-        queue = self.queue(name)
-        queue.next_id, queue.put, queue.done, queue.closed = next_id, put, done, bool(closed)
-
-    def _load_chunks(self, name: str, first: int, count: int, run: int, at_ms: int, unfinished: str | None,
-                     deliveries: str | None, delayed: str | None, keys: bytes | None, entry: int, offset: int, body_bytes: int,
-                     body_crc: int | None) -> None:
-        queue = self.queue(name)
-        chunk = Chunk(first, count, run, at_ms, None, None, body_bytes, entry, offset, keys)
-        chunk.body_crc = body_crc
-        chunk.persisted = True
-        queue.chunks.append(chunk)
-        ranges = [(first, first + count)] if unfinished is None else [(lo, hi) for lo, hi in json.loads(unfinished)]
-        for lo, hi in ranges:
-            queue.ready.add(lo, hi)
-        chunk.open = sum(hi - lo for lo, hi in ranges)
-        queue.open_bytes += chunk.open_bytes
-        queue.deliveries.update({int(i): n for i, n in json.loads(deliveries or "{}").items()})
-        for item_id, due in json.loads(delayed or "{}").items():
-            queue.ready.remove(int(item_id), int(item_id) + 1)
-            queue.delayed[int(item_id)] = due
-
-    def _load_leases(self, name: str, lo: int, hi: int, node: str, boot: str, seq: int) -> None:
-        queue = self.queue(name)
-        queue.ready.remove(lo, hi)
-        queue.leases.add(lo, hi, Fence(node, boot, seq))
-
-    def _load_keys(self, name: str, digest: bytes) -> None:
-        self.queue(name).keys.add(digest)
-
-    def _load_parked(self, name: str, item_id: int, run: int, deliveries: int, at_ms: int, error: str) -> None:
-        queue = self.queue(name)
-        queue.ready.remove(item_id, item_id + 1)
-        self._count_parked(queue, item_id, 1)
-        queue.parked[item_id] = Parked(run, deliveries, at_ms, json.loads(error))
-
-    def _load_producers(self, key: str, epoch: int, seq: int, count: int, digest: str, cursor: bytes | None, finished: int,
-                        at_ms: int, node: str, boot: str) -> None:
-        self.producers[key] = Producer(epoch, seq, count, digest, cursor, bool(finished), at_ms, node, boot)
-
-    def _load_projects(self, name: str, version: str, run: int, state: str, on_done_run: int, started_ms: int, done_ms: int,
-                       detail: str) -> None:
-        d = json.loads(detail)
-        self.pipelines[name] = PipelineState(
-            name, version, d["origin"], d["manifest"], d["files"], d["zip_sha256"], d["project"], run, state, d["params"],
-            on_done_run, started_ms, done_ms, d["previous"], d["totals"],
-        )
-
-    def _load_bundles(self, version: str, part: int, parts: int, entry: int, offset: int, body_bytes: int, body_crc: int) -> None:
-        self.bundles[(version, part)] = BundlePart(parts, entry, offset, body_bytes, body_crc, True)
-
-    def _load_members(self, node: str, name: str, facts: str) -> None:
-        self.members[node] = {"name": name, "facts": json.loads(facts)}
-
 
 @dataclass(frozen=True, slots=True)
 class _Context:
@@ -1141,56 +631,7 @@ class _Context:
         return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
 
 
-def _within(held: dict[int, Any], lo: int, hi: int) -> list[int]:
-    """The ids of `held` in `[lo, hi)`, by the shorter way."""
-    if hi - lo < len(held):
-        return [item_id for item_id in range(lo, hi) if item_id in held]
-    return sorted(item_id for item_id in held if lo <= item_id < hi)
-
-
 def _owned(ports: list[tuple[Port, int]]) -> list[tuple[Port, int]]:
     """The ports with bytes of their own, once for all their queues: a view would keep the whole entry in memory, megabytes maybe, for as
     long as one small item of it waits."""
     return [(port._replace(lengths=bytes(port.lengths), body=bytes(port.body)), first) for port, first in ports]
-
-
-def _pick(lengths: Buffer, body: Buffer, positions: list[int]) -> tuple[bytes, bytes]:
-    """The values at `positions` out of a blob of values."""
-    sizes = lengths_of(lengths)
-    ends = list(accumulate(sizes))
-    view = memoryview(body)
-    return lengths_blob(sizes[at] for at in positions), b"".join(view[ends[at] - sizes[at] : ends[at]] for at in positions)
-
-
-def _positions(ranges: list[Range], found: list[Range]) -> list[int]:
-    """Which of the inputs in `ranges`, counted from 0, are those in `found`."""
-    inside = RangeSet(found)
-    positions: list[int] = []
-    before = 0
-    for lo, hi in ranges:
-        for a, b in inside.overlap(lo, hi):
-            positions += range(before + a - lo, before + b - lo)
-        before += hi - lo
-    return positions
-
-
-def _outputs_of(inputs: list[int], counts: Buffer | None) -> list[int]:
-    """Which outputs, counted from 0, come from `inputs`: one each, or as many as `counts` says."""
-    if counts is None:
-        return inputs
-    numbers = lengths_of(counts)
-    ends = list(accumulate(numbers))
-    return [output for at in inputs for output in range(ends[at] - numbers[at], ends[at])]
-
-
-def _joinable(chunk: Chunk) -> bool:
-    return (chunk.body is not None and not chunk.persisted and chunk.keys is None and chunk.open == chunk.count
-            and not chunk.parked and 8 * chunk.body_bytes <= CHUNK_BYTES_TARGET and 8 * chunk.count <= CHUNK_ITEMS_TARGET)
-
-
-def _joins(run: list[Chunk], chunk: Chunk) -> bool:
-    last = run[-1]
-    count = chunk.end - run[0].first
-    size = sum(c.body_bytes for c in run) + chunk.body_bytes
-    return (_joinable(chunk) and last.end == chunk.first and last.run == chunk.run and count <= CHUNK_ITEMS_TARGET
-            and size <= CHUNK_BYTES_TARGET)

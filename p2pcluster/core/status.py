@@ -9,7 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core.membership import role_of
-from p2pcluster.core.queues import PipelineState, QueueState, State
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import PipelineState, QueueState
 from p2pcluster.core.quorum import Configuration
 
 if TYPE_CHECKING:

@@ -12,13 +12,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from _bench.clusters import POLL_S, Nodes, Progress, progress_of, wait_for
 from _bench.machine import Sampler, children_of, percentile, usage_of
 from _bench.nodes import BenchError, Node, environment, read_json_file, scratch
+from p2pcluster.client import Cluster
 
 MANAGERS = Path(__file__).with_name("managers.py")
 W2_PROCESSES = 8
 W2_NAP_S = 0.01
 PUT_PAUSE_S = 0.02
+READY_AT_KILL = 300  # two seconds of the steady pipeline's work
+FAILOVER_S_MAX = 60.0
 RATE_MIN_PER_S = 500  # slower than this is not a figure but a failure: bounds every wait
 MIB = 1 << 20
 
@@ -35,9 +39,13 @@ class Sizes(NamedTuple):
     latencies: int = 500
     starts: int = 5
     idle_s: float = 10.0
+    nodes: int = 3
+    listen_s: float = 60.0  # a beacon of an idle node comes every 5 to 10 s
+    kills: int = 10
 
 
-QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0)
+QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0,
+              listen_s=30.0, kills=5)
 
 
 def time_allowed_s(items: int) -> float:
@@ -363,7 +371,106 @@ def _mib(size_bytes: int | None) -> float | None:
     return None if size_bytes is None else size_bytes / MIB
 
 
+# ---- several nodes
+
+
+def several(sizes: Sizes) -> Figures:
+    """W1 on several nodes, deployed from the one that leads and from another; their start; what they say while idle."""
+    return {
+        "count": sizes.nodes, "items": sizes.items, **_several_w1(sizes, True),
+        "from_a_follower": _several_w1(sizes, False), "start": _several_start(sizes), "idle": _several_idle(sizes),
+    }
+
+
+def _several_w1(sizes: Sizes, by_leader: bool) -> Figures:
+    """Source and sink run where the project came from; every node has a copy before the first item flows."""
+    with scratch() as folder, Nodes(folder, sizes.nodes) as nodes:
+        leader = nodes.wait_for_voters()
+        nodes.deploy("w1", leader if by_leader else nodes.others(leader)[0].name, sizes.items)
+        with nodes.connect("w1") as cluster:
+            cluster.wait(time_allowed_s(sizes.items))
+        nodes.stop()
+        found = nodes.read_output("w1", "Total.json")
+        check_total(f"W1 on {sizes.nodes} nodes", found, sizes.items)
+        return {"rate_per_s": rate_per_s(found, sizes.items)}
+
+
+def _several_start(sizes: Sizes) -> Figures:
+    """Like `start`: with a key, and no home yet, to the first *done* that any of them tells. Medians."""
+    arrives, done = [], []
+    for _ in range(sizes.starts):
+        words = ("--until-done",)
+        with scratch() as folder, Nodes(folder, sizes.nodes, *words, project="w1", params={"items": 1}) as nodes:
+            done.append(nodes.wait_for_line("run 1 done") - nodes.started_s)
+            found = nodes.read_output("w1", "Total.json")
+            check_total("start of several nodes", found, 1)
+            arrives.append(found["first_s"] - nodes.started_s)
+    return {"first_item_at_sink_s": percentile(arrives, 0.5), "first_run_done_s": percentile(done, 0.5),
+            "first_run_done_s_max": max(done)}
+
+
+def _several_idle(sizes: Sizes) -> Figures:
+    with scratch() as folder, Nodes(folder, sizes.nodes) as nodes:
+        nodes.wait_for_voters()
+        time.sleep(min(2.0, sizes.listen_s))
+        heard = nodes.hear(sizes.listen_s)
+    node_minutes = sizes.nodes * sizes.listen_s / 60
+    return {"broadcasts_per_node_minute": heard.datagrams / node_minutes,
+            "broadcast_bytes_per_node_minute": heard.bytes / node_minutes}
+
+
+# ---- failover
+
+
+def failover(sizes: Sizes) -> Figures:
+    """The leader is killed again and again while items are done: from the kill to the next *done* that is committed.
+
+    As a client sees it that asks every survivor all the time; so it also holds the time of an item, 20 ms, and a poll.
+    """
+    with scratch() as folder, Nodes(folder, sizes.nodes) as nodes:
+        leader = nodes.wait_for_voters()
+        nodes.deploy("steady", leader)
+        put, leads_ms, done_ms, settled_s = 0, [], [], []
+        for _ in range(sizes.kills):
+            put = _work_at_hand(nodes, put)
+            led, done, leader = _kill_leader(nodes)
+            leads_ms.append(1000 * led)
+            done_ms.append(1000 * done)
+            began_s = time.monotonic()
+            nodes.start(leader)
+            nodes.wait_for_voters()
+            settled_s.append(time.monotonic() - began_s)
+        with nodes.connect("steady") as cluster:
+            cluster.close("numbers")
+            cluster.wait(time_allowed_s(put))
+            _check_squares(list(cluster.results("squares")), put, len(cluster.parked()))
+        nodes.stop()
+    return {
+        "nodes": sizes.nodes, "kills": sizes.kills, "items": put, "p50_ms": percentile(done_ms, 0.5),
+        "p99_ms": percentile(done_ms, 0.99), "max_ms": max(done_ms), "new_leader_p50_ms": percentile(leads_ms, 0.5),
+        "new_leader_p99_ms": percentile(leads_ms, 0.99), "killed_node_votes_again_s": percentile(settled_s, 0.5),
+    }
+
+
+def _work_at_hand(nodes: Nodes, put: int) -> int:
+    """Until the stage runs on three nodes and more is done, with enough that waits; returns how much was put in all."""
+    with nodes.connect("steady") as cluster:
+        cluster.put_many("numbers", range(put, put + READY_AT_KILL))
+        before = _stage(cluster)["done"]
+
+        def goes_on() -> bool | None:
+            stage = _stage(cluster)
+            return (stage["processes"] == STEADY_PROCESSES and stage["done"] > before) or None
+
+        wait_for(goes_on, "the steady pipeline's work", 0.02)
+        ready = _ready(cluster)
+        if ready < READY_AT_KILL // 2:
+            cluster.put_many("numbers", range(put + READY_AT_KILL, put + 2 * READY_AT_KILL))
+            return put + 2 * READY_AT_KILL
+    return put + READY_AT_KILL
+
+
 CASES: dict[str, Callable[[Sizes], Figures]] = {
     "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start,
-    "idle": idle, "million": million,
+    "idle": idle, "million": million, "nodes": several, "failover": failover,
 }

@@ -72,15 +72,18 @@ def environment() -> dict[str, str]:
 
 
 class Node:
-    """One node over `folder`, which holds its home, key and project; another may follow over the same folder."""
+    """One node over `folder`, which holds its home, key and project; others may follow over the same folder."""
 
     def __init__(self, folder: Path, project: str | None, *arguments: str, params: Mapping[str, int] | None = None,
-                 file: str = "pipeline.py", delay_s: float | None = None) -> None:
+                 file: str = "pipeline.py", delay_s: float | None = None, name: str = "home",
+                 port: int | None = None) -> None:
         """`project` is one of the folders in `projects`, of which `file` is taken as its pipeline.py; None: no project.
 
-        `delay_s` makes each of the node's fsyncs so much longer.
+        `delay_s` makes each of the node's fsyncs so much longer. Nodes with the same `port` and a `name` each are one
+        cluster.
         """
         self.folder = folder
+        self.name = name
         self.started_s = time.monotonic()
         target = _copied_project(folder, project, file)
         program = ["-m", "p2pcluster"] if delay_s is None else [str(SLOW_NODE), repr(delay_s)]
@@ -88,7 +91,7 @@ class Node:
         self._popen = subprocess.Popen(
             [sys.executable, *program, "run", str(target), *arguments, *settings, "--home", str(self.home),
              "--authkey-file", str(self.key_file), "--cluster", self.cluster,
-             "--bind", "127.0.0.1", "--port", str(free_port())],
+             "--bind", "127.0.0.1", "--port", str(free_port() if port is None else port)],
             cwd=folder, env=environment(), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
@@ -100,7 +103,7 @@ class Node:
 
     @property
     def home(self) -> Path:
-        return self.folder / "home"
+        return self.folder / self.name
 
     @property
     def key_file(self) -> Path:
@@ -144,10 +147,22 @@ class Node:
         if code != 0:
             raise self._failed(f"ended with exit code {code}")
 
+    def ask_to_stop(self) -> None:
+        self._popen.send_signal(signal.SIGTERM)
+
+    def wait_until_stopped(self) -> None:
+        self.wait_until_done(STOP_S)
+
     def stop(self) -> None:
         """Let it drain and close its journal."""
-        self._popen.send_signal(signal.SIGTERM)
-        self.wait_until_done(STOP_S)
+        self.ask_to_stop()
+        self.wait_until_stopped()
+
+    def kill_now(self) -> float:
+        """The moment of the kill; what is left of the process is for `kill`."""
+        killed_s = time.monotonic()
+        self._popen.kill()
+        return killed_s
 
     def kill(self) -> None:
         if self._popen.poll() is None:
@@ -192,9 +207,13 @@ def _copied_project(folder: Path, project: str | None, file: str) -> Path:
     target = folder / "project"
     target.mkdir(exist_ok=True)
     if project is not None:
-        shutil.copyfile(PROJECTS / project / file, target / "pipeline.py")
-        shutil.copyfile(PROJECTS / "common.py", target / "common.py")
+        copy_project(project, file, target)
     return target
+
+
+def copy_project(project: str, file: str, target: Path) -> None:
+    shutil.copyfile(PROJECTS / project / file, target / "pipeline.py")
+    shutil.copyfile(PROJECTS / "common.py", target / "common.py")
 
 
 def read_json_file(path: Path) -> Any:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.log import Entry
-from p2pcluster.core.queues import BundlePart, Chunk, State
+from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
+from p2pcluster.core.records import BundlePart
 from p2pcluster.core.snapshot import Head, TableRow
 from p2pcluster.journal import Compaction, Journal, Recovered, Write
 from p2pcluster.wal import scan_wal

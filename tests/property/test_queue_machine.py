@@ -17,10 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcluster.core import commands, queues
+from p2pcluster.core import chunks, commands, queues
+from p2pcluster.core.chunks import Chunk, ChunkIndex
 from p2pcluster.core.codec import Buffer, Message
-from p2pcluster.core.queues import Chunk, ChunkIndex, Outcome, QueueState, Row, Rows, State
+from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import LeaseMap
+from p2pcluster.core.records import Outcome, QueueState
+from p2pcluster.core.rows import Row, Rows
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from tests.simulation.queue_chooser import Chooser
 from tests.simulation.queue_model import Books, Model, beginning, compare, entry_body, said
@@ -167,7 +170,7 @@ ALL_CHECKS = frozenset({"model", "books", "hash", "tables", "memory"})
 
 def run(random: Random, entries: int = ENTRIES, checks: frozenset[str] = ALL_CHECKS) -> None:
     """Commands by chance, on all replicas."""
-    with mock.patch.object(queues, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])):
+    with mock.patch.object(chunks, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])):
         cluster = Cluster(random, checks)
         chooser = Chooser(random, cluster.model)
         if random.random() < 0.9:
@@ -501,13 +504,13 @@ def queues_remember_an_older_version(m: Patch) -> None:
 
 
 def outputs_of_others_too(m: Patch) -> None:
-    m.setattr(queues, "_positions", lambda ranges, found: list(range(sum(hi - lo for lo, hi in found))))
+    m.setattr(queues, "positions", lambda ranges, found: list(range(sum(hi - lo for lo, hi in found))))
 
 
 def every_input_has_one_output(m: Patch) -> None:
     m.setattr(
         queues,
-        "_outputs_of",
+        "outputs_of",
         lambda inputs, counts: [at for at in inputs if counts is None or at < sum(commands.lengths_of(counts))],
     )
 

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcluster import config
-from p2pcluster.core import queues
+from p2pcluster.core import chunks
+from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.codec import Buffer
 from p2pcluster.core.commands import decode_commands
 from p2pcluster.core.log import COMMANDS, NOOP, Entry
-from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.queues import State
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
@@ -182,7 +183,7 @@ class Life:
 def live(random: Random, store: Store, steps: int = STEPS) -> None:
     with (
         mock.patch.object(config, "LOG_BYTES_MAX", random.choice([0, 1500, 1 << 30])),
-        mock.patch.object(queues, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])),
+        mock.patch.object(chunks, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])),
     ):
         life = Life(random, store)
         for _ in range(steps):

@@ -18,7 +18,9 @@ from p2pcluster.core.commands import decode_commands
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.messages import AppendReply, PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, decode_configuration
 from p2pcluster.core.node import Grant
-from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
+from p2pcluster.core.chunks import Chunk
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import Outcome, QueueState
 from p2pcluster.core.quorum import Configuration, has_majority
 from p2pcluster.core.raft import HardState, Ready, Role
 from p2pcluster.core.ranges import Fence

@@ -19,7 +19,8 @@ from p2pcluster.core.commands import read_ports
 from p2pcluster.core.log import Log, Progress
 from p2pcluster.core.messages import VoteRequest
 from p2pcluster.core.node import Node
-from p2pcluster.core.queues import Outcome, State
+from p2pcluster.core.queues import State
+from p2pcluster.core.records import Outcome
 from p2pcluster.core.quorum import Configuration, agreed_value
 from p2pcluster.core.raft import HardState, Raft, Role
 from p2pcluster.core.ranges import RangeSet

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.codec import Buffer, Message, encode_bytes
-from p2pcluster.core.queues import Chunk, Outcome, QueueState, State
+from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import Fence, RangeSet
+from p2pcluster.core.records import Outcome, QueueState
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 
 OPEN = ("ready", "leased", "delayed")

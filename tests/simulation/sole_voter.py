@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pcluster.core import commands
+from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, Entry
-from p2pcluster.core.queues import Chunk, State
+from p2pcluster.core.queues import State
 from p2pcluster.journal import Compaction, Write, apply_entry, checkpoint_of
 from tests.contract.stores import MEMORY, AnyJournal, Store
 from tests.simulation.queue_model import entry_body, values_of

@@ -33,7 +33,7 @@ FLOORS = (
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values"},
     {"beacons", "clients", "committer", "neighbours", "offering", "peers", "projects"},  # the rooms of the daemon
     {"client", "worker", "daemon", "local"},
-    {"cli", "page", "classic", "examples"},
+    {"cli", "doctor", "page", "classic", "examples"},
     {"__main__"},
 )
 BESIDE = {
@@ -41,6 +41,7 @@ BESIDE = {
     ("journal", "wal"): "the write-ahead log is a part of the file that the journal opens",
     ("process", "stream"): "a stage process is talked to over the same kind of connection",
     ("neighbours", "peers"): "the neighbours are peers, each with links of its own",
+    ("cli", "doctor"): "a verb with much to say has a module of its own",
     ("local", "worker"): "run_local runs a stage with the code that a stage process runs it with",
 }
 UPWARD = {

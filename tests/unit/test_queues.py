@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from p2pcluster.core import commands
+from p2pcluster.core.chunks import Chunk, ChunkIndex
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
-from p2pcluster.core.queues import Chunk, ChunkIndex, Outcome, QueueState, State
+from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import Fence
+from p2pcluster.core.records import Outcome, QueueState
 from tests.simulation.queue_model import beginning, deployment, entry_body, source_key, values_of
 
 FENCE, OTHER = Fence("n1", "b1", 1), Fence("n2", "b9", 1)
