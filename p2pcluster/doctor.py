@@ -306,18 +306,19 @@ class _Listening:
 
     def _hear(self, now_ms: int) -> None:
         """Takes in what came. Of what the gate would send only its own questions go out, and no answer: see the module."""
-        for data, address in self._lan.receive():
-            heard = self._gate.open(data, address, self._me, now_ms)
-            if isinstance(heard, Heard) and isinstance(heard.body, Beacon):
-                self._nodes[heard.node_id] = HeardNode(heard.node_id, heard.address.host, heard.body)
-            elif isinstance(heard, Refused) and heard.reason is Reason.UNPROVEN:
-                self._unproven.add(address.host)
+        # Before anything is opened: a question that is due would else be among the answers to what is opened.
         for data, where in self._gate.repeat_questions(self._me, now_ms):
             self._found.spoke = True
             if where is None:
                 self._lan.broadcast(data)
             else:
                 self._lan.send(data, where)
+        for data, address in self._lan.receive():
+            heard = self._gate.open(data, address, self._me, now_ms)
+            if isinstance(heard, Heard) and isinstance(heard.body, Beacon):
+                self._nodes[heard.node_id] = HeardNode(heard.node_id, heard.address.host, heard.body)
+            elif isinstance(heard, Refused) and heard.reason is Reason.UNPROVEN:
+                self._unproven.add(address.host)
 
     def _speak(self) -> None:
         self._found.spoke = True

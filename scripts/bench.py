@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What p2pcluster does per second here: `python scripts/bench.py [--quick] [--json] [--only CASE ...]`.
+"""What p2pcluster does per second here: `python scripts/bench.py [--quick] [--json] [--only CASE ...]`, and over several
+nodes of one cluster on this machine: `python scripts/bench.py --nodes 3 --failover 50`.
 
 A benchmark of real processes, not a test: it fails when items are missing, never because it is slow. The baseline, the
 standard library's `multiprocessing.managers` queues doing the same work, runs between the other cases, and ratios are
@@ -20,6 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _bench import cases, machine, nodes  # noqa: E402
+from p2pcluster.errors import ClusterError  # noqa: E402
+
+NODES = range(3, 8)
 
 # What the design aims at on two cores, by the figure's name.
 AIMS = {
@@ -28,7 +32,8 @@ AIMS = {
     "idle.alone.node_cpu_percent": "under 1", "idle.alone.node_rss_mib": "under 60",
     "idle.with_stages.node_cpu_percent": "under 1", "idle.with_stages.node_rss_mib": "under 60",
     "million.rss_mib": "under 300", "million.start_after_kill_s": "under 5", "million.start_after_stop_s": "under 5",
-    "ratios.drain_to_w1": "1",
+    "ratios.drain_to_w1": "1", "ratios.nodes_to_w1": "0.4", "nodes.start.first_run_done_s": "under 3",
+    "failover.p50_ms": "under 300", "failover.p99_ms": "under 1,000",
 }
 RATIOS = {
     "w1_to_managers_plain": ("w1.rate_per_s", "managers.plain.rate_per_s"),
@@ -37,6 +42,8 @@ RATIOS = {
     "w2_to_managers": ("w2.share_of_ideal", "w2.managers_share_of_ideal"),
     "latency_put_to_managers": ("latency.put.p50_ms", "latency.managers.p50_ms"),
     "latency_source_to_managers": ("latency.source.p50_ms", "latency.managers.p50_ms"),
+    "nodes_to_w1": ("nodes.rate_per_s", "w1.rate_per_s"),
+    "nodes_from_a_follower_to_w1": ("nodes.from_a_follower.rate_per_s", "w1.rate_per_s"),
     "drain_to_w1": ("million.drain_rate_per_s", "w1.rate_per_s"),
 }
 
@@ -83,8 +90,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure p2pcluster on this machine, beside multiprocessing.managers.")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--only", nargs="+", choices=cases.CASES, metavar="CASE", help=f"of {', '.join(cases.CASES)}")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the items: one minute, and rough figures")
-    return parser.parse_args(argv)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the items: some minutes, and rough figures")
+    parser.add_argument("--nodes", type=int, choices=NODES, metavar="N",
+                        help="nodes of the cases nodes and failover, 3 to 7; without --only: just w1 and nodes")
+    parser.add_argument("--failover", type=int, metavar="N",
+                        help="so many kills of the leader in the case failover; without --only: just that")
+    args = parser.parse_args(argv)
+    if args.failover is not None and args.failover < 1:
+        parser.error("--failover needs a kill at least")
+    return args
+
+
+def chosen(args: argparse.Namespace) -> tuple[list[str], cases.Sizes]:
+    """The cases to run, and how much each does."""
+    sizes = cases.QUICK if args.quick else cases.Sizes()
+    sizes = sizes._replace(nodes=args.nodes or sizes.nodes, kills=args.failover or sizes.kills)
+    asked = (["w1", "nodes"] if args.nodes else []) + (["failover"] if args.failover else [])
+    return args.only or asked or list(cases.CASES), sizes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,11 +114,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that what was started is ended
     report = {}
     try:
-        for name, part in run(args.only or cases.CASES, cases.QUICK if args.quick else cases.Sizes()):
+        for name, part in run(*chosen(args)):
             report[name] = part
             if not args.json:
                 print("\n".join(lines(name, part)), flush=True)
-    except nodes.BenchError as error:
+    except (nodes.BenchError, ClusterError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     if args.json:

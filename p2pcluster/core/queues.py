@@ -338,13 +338,6 @@ class State(RowedState):
         self._touch("parked", (queue.name, item_id))
         return True
 
-    def _count_parked(self, queue: QueueState, item_id: int, change: int) -> Chunk:
-        (chunk,) = queue.chunks.overlap(item_id, item_id + 1)
-        before = chunk.open_bytes
-        chunk.parked += change
-        queue.open_bytes += chunk.open_bytes - before
-        return chunk
-
     def retries(self, queue: QueueState) -> int:
         """How many deliveries beyond the first an item of the queue gets."""
         pipeline = self.pipelines.get(queue.pipeline)

@@ -50,6 +50,14 @@ class RowedState:
             self._touch("queues", name)
         return found
 
+    def _count_parked(self, queue: QueueState, item_id: int, change: int) -> Chunk:
+        """One more parked item in its chunk, or one less; parked items do not fill their queue."""
+        (chunk,) = queue.chunks.overlap(item_id, item_id + 1)
+        before = chunk.open_bytes
+        chunk.parked += change
+        queue.open_bytes += chunk.open_bytes - before
+        return chunk
+
     def _wire(self, pipeline: PipelineState) -> None:
         """Make the pipeline's queues and let them know what the manifest says; those that it no longer names lose their reader."""
         for queue in self.queues.values():

@@ -7,12 +7,13 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _bench.clusters import POLL_S, Nodes, Progress, progress_of, wait_for
+from _bench.clusters import POLL_S, Nodes, Progress, progress_of, read_status, wait_for
 from _bench.machine import Sampler, children_of, percentile, usage_of
 from _bench.nodes import BenchError, Node, environment, read_json_file, scratch
 from p2pcluster.client import Cluster
@@ -21,6 +22,7 @@ MANAGERS = Path(__file__).with_name("managers.py")
 W2_PROCESSES = 8
 W2_NAP_S = 0.01
 PUT_PAUSE_S = 0.02
+STEADY_PROCESSES = 3  # of the project `steady`
 READY_AT_KILL = 300  # two seconds of the steady pipeline's work
 FAILOVER_S_MAX = 60.0
 RATE_MIN_PER_S = 500  # slower than this is not a figure but a failure: bounds every wait
@@ -443,7 +445,7 @@ def failover(sizes: Sizes) -> Figures:
         with nodes.connect("steady") as cluster:
             cluster.close("numbers")
             cluster.wait(time_allowed_s(put))
-            _check_squares(list(cluster.results("squares")), put, len(cluster.parked()))
+            check_squares(list(cluster.results("squares")), put, len(cluster.parked()))
         nodes.stop()
     return {
         "nodes": sizes.nodes, "kills": sizes.kills, "items": put, "p50_ms": percentile(done_ms, 0.5),
@@ -453,21 +455,62 @@ def failover(sizes: Sizes) -> Figures:
 
 
 def _work_at_hand(nodes: Nodes, put: int) -> int:
-    """Until the stage runs on three nodes and more is done, with enough that waits; returns how much was put in all."""
+    """Until each process of the stage runs, something is done and enough waits; returns how much was put in all."""
     with nodes.connect("steady") as cluster:
-        cluster.put_many("numbers", range(put, put + READY_AT_KILL))
-        before = _stage(cluster)["done"]
+        done = read_status(cluster.status()).done
+        deadline_s = time.monotonic() + FAILOVER_S_MAX
+        while time.monotonic() < deadline_s:
+            now = read_status(cluster.status())
+            if now.ready < READY_AT_KILL:
+                cluster.put_many("numbers", range(put, put + READY_AT_KILL))
+                put += READY_AT_KILL
+            elif now.processes == STEADY_PROCESSES and now.done > done:
+                return put
+            time.sleep(0.02)
+    raise BenchError(f"failover: {now.processes} of {STEADY_PROCESSES} processes run and {now.done - done} items were "
+                     f"done in {FAILOVER_S_MAX:g} s; nothing was killed meanwhile")
 
-        def goes_on() -> bool | None:
-            stage = _stage(cluster)
-            return (stage["processes"] == STEADY_PROCESSES and stage["done"] > before) or None
 
-        wait_for(goes_on, "the steady pipeline's work", 0.02)
-        ready = _ready(cluster)
-        if ready < READY_AT_KILL // 2:
-            cluster.put_many("numbers", range(put + READY_AT_KILL, put + 2 * READY_AT_KILL))
-            return put + 2 * READY_AT_KILL
-    return put + READY_AT_KILL
+def _kill_leader(nodes: Nodes) -> tuple[float, float, str]:
+    """How long until another node leads, how long until that tells of one more *done*, and who was killed."""
+    with ExitStack() as links:
+        known = {name: links.enter_context(nodes.named(name).connect("steady")) for name in nodes.names()}
+        leader = wait_for(lambda: next(_leading(known.values()), None), "a leader", POLL_S).leader
+        survivors = [cluster for name, cluster in known.items() if name != leader]
+        killed_s = nodes.named(leader).kill_now()
+        first, later = _next_done(survivors, leader, killed_s + FAILOVER_S_MAX)
+    nodes.named(leader).kill()
+    return first.at_s - killed_s, later.at_s - killed_s, leader
+
+
+def _next_done(survivors: Sequence[Cluster], killed: str, deadline_s: float) -> tuple[Progress, Progress]:
+    """The first answers of a new leader. What the old one committed last may show in the first: that is no progress."""
+    first = None
+    while time.monotonic() < deadline_s:
+        for now in _leading(survivors):
+            if first is not None and now.done > first.done:
+                return first, now
+            first = first or now
+        time.sleep(POLL_S)
+    raise BenchError(f"failover: {FAILOVER_S_MAX:g} s after the kill of {killed} "
+                     + ("no other node leads" if first is None else f"{first.leader} leads and nothing more was done"))
+
+
+def _leading(clusters: Iterable[Cluster]) -> Iterator[Progress]:
+    """What those who lead say, each asked in turn."""
+    for cluster in clusters:
+        now = progress_of(cluster)
+        if now is not None:
+            yield now
+
+
+def check_squares(values: Sequence[int], items: int, parked: int) -> None:
+    """Raises `BenchError` unless each number came back as its square, once."""
+    counts = Counter(values)
+    twice = sum(count > 1 for count in counts.values())
+    missing = sum(number**2 not in counts for number in range(items))
+    if twice or missing or parked or len(values) != items:
+        raise BenchError(f"failover: of {items:,} items {missing} are missing, {twice} came twice and {parked} are parked")
 
 
 CASES: dict[str, Callable[[Sizes], Figures]] = {

@@ -95,6 +95,9 @@ class Nodes:
     def named(self, name: str) -> Node:
         return self._running[name]
 
+    def names(self) -> list[str]:
+        return list(self._running)
+
     def others(self, name: str) -> list[Node]:
         return [node for node in self._running.values() if node.name != name]
 
@@ -173,12 +176,14 @@ def progress_of(cluster: Cluster) -> Progress | None:
         fields = cluster.link.reply(cluster.link.request(Message("status", {}), deadline_s), deadline_s).fields
     except ClusterError:
         return None
-    if "status" not in fields:
-        return None
-    status = fields["status"]
-    stages = status["stages"]
+    return read_status(fields["status"]) if "status" in fields else None
+
+
+def read_status(status: dict[str, Any]) -> Progress:
+    """`status` was here just now; `ready` is what waits for a stage."""
+    stages, queues = status["stages"], status["queues"]
     return Progress(time.monotonic(), _short(status["leader"]["name"]), sum(stage["done"] for stage in stages),
-                    sum(stage["processes"] for stage in stages), status["queues"][0]["ready"] if status["queues"] else 0)
+                    sum(stage["processes"] for stage in stages), queues[0]["ready"] if queues else 0)
 
 
 def wait_for(look: Callable[[], T | None], what: str, pause_s: float) -> T:

@@ -170,7 +170,7 @@ class Node:
         self._popen.wait()
         self._reader.join(STOP_S)
 
-    def connect(self, pipeline: str) -> Cluster:
+    def connect(self, pipeline: str | None) -> Cluster:
         return connect(pipeline=pipeline, cluster=self.cluster, home=self.home, authkey_file=self.key_file)
 
     def out_dir(self, pipeline: str) -> Path:

@@ -29,7 +29,7 @@ def bench() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def tiny(bench: ModuleType) -> Any:
     counts = {"items": 3000, "slow_items": 300, "managers_items": 300, "naps": 24, "latencies": 10, "starts": 1}
-    return bench.cases.Sizes(**counts, idle_s=0.2)
+    return bench.cases.Sizes(**counts, idle_s=0.2, listen_s=0.2, kills=1)
 
 
 def case(bench: ModuleType, name: str, sizes: Any) -> dict[str, Any]:
@@ -89,6 +89,20 @@ def test_what_waits_outlives_a_kill_and_a_stop_and_is_read_by_the_next_version(b
         assert figures[name] > 0
 
 
+def test_w1_on_three_nodes_loses_nothing_wherever_it_comes_from(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "nodes", tiny)
+    assert (figures["count"], figures["items"]) == (3, tiny.items)
+    assert figures["rate_per_s"] > 0 and figures["from_a_follower"]["rate_per_s"] > 0
+    assert 0 < figures["start"]["first_item_at_sink_s"] < figures["start"]["first_run_done_s"]
+    assert figures["idle"]["broadcast_bytes_per_node_minute"] >= figures["idle"]["broadcasts_per_node_minute"] >= 0
+
+
+def test_after_a_kill_another_node_leads_and_then_more_is_done(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "failover", tiny)
+    assert (figures["nodes"], figures["kills"]) == (3, 1)
+    assert 0 < figures["new_leader_p50_ms"] <= figures["p50_ms"] <= figures["p99_ms"] == figures["max_ms"]
+
+
 # ---- what is printed
 
 
@@ -133,6 +147,53 @@ def test_a_missing_item_a_second_one_and_a_wrong_sum_are_noticed(bench: ModuleTy
 
 def test_a_whole_count_and_sum_pass(bench: ModuleType) -> None:
     bench.cases.check_total("W1", {"count": 10, "total": sum(n * n for n in range(10))}, 10)
+
+
+@pytest.mark.parametrize(("values", "parked"), [([0, 1], 0), ([0, 1, 4, 4], 0), ([0, 1, 1], 0), ([0, 1, 5], 0), ([0, 1, 4], 1)])
+def test_a_square_that_is_missing_doubled_wrong_or_parked_is_noticed(
+    bench: ModuleType, values: list[int], parked: int,
+) -> None:
+    with pytest.raises(bench.nodes.BenchError, match="of 3 items"):
+        bench.cases.check_squares(values, 3, parked)
+    bench.cases.check_squares([4, 0, 1], 3, 0)
+
+
+@pytest.mark.parametrize(("words", "names", "nodes", "kills"), [
+    (["--nodes", "5"], ["w1", "nodes"], 5, 10),
+    (["--failover", "50"], ["failover"], 3, 50),
+    (["--nodes", "3", "--failover", "2"], ["w1", "nodes", "failover"], 3, 2),
+    (["--only", "nodes", "--nodes", "7", "--quick"], ["nodes"], 7, 5),
+])
+def test_nodes_and_kills_are_counted_by_options_that_choose_their_cases(
+    bench: ModuleType, words: list[str], names: list[str], nodes: int, kills: int,
+) -> None:
+    chosen, sizes = bench.chosen(bench.parse(words))
+    assert (chosen, sizes.nodes, sizes.kills) == (names, nodes, kills)
+
+
+@pytest.mark.parametrize("words", [["--failover", "0"], ["--nodes", "2"]])
+def test_fewer_nodes_than_elect_another_and_no_kill_are_refused(bench: ModuleType, words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.parse(words)
+
+
+class Said:
+    """A leader's answers, one after another."""
+
+    def __init__(self, *done: int | None) -> None:
+        self.done = iter(done)
+
+
+def test_what_the_killed_leader_did_last_is_not_taken_for_the_first_done_of_the_next(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def progress_of(cluster: Said) -> Any:
+        done = next(cluster.done, None)
+        return None if done is None else bench.cases.Progress(float(done), "b", done, 3, 9)
+
+    monkeypatch.setattr(bench.cases, "progress_of", progress_of)
+    first, later = bench.cases._next_done([Said(), Said(None, 7, 7, 8)], "a", float("inf"))
+    assert (first.done, later.done) == (7, 8)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])

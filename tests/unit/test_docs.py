@@ -1,6 +1,6 @@
 """The README says what the code does: its files are written, its commands run in their order, and its tables compared with the code.
 
-A ```python block that begins with `# NAME` is that file. A ```sh block is typed line by line into one shell's folder, on loopback, in a
+The section of three terminals is typed by `tests/e2e/test_readme_cluster.py`. A ```python block that begins with `# NAME` is that file. A ```sh block is typed line by line into one shell's folder, on loopback, in a
 home of its own; a `run` without --until-done goes on in the background until `stop`. A ```text block behind it is what comes out: each of
 its lines, in any order, `...` standing for anything. Commands that only look are repeated until they show it.
 """
@@ -35,6 +35,7 @@ PATIENCE_S = 60.0
 
 # Run by others than this test, and said there.
 RUN_ELSEWHERE = {"python scripts/test.py": "what CI runs, this test among it"}
+TERMINALS = README[README.index("### Three terminals\n") : README.index("## What it promises\n")]  # typed by tests/e2e/test_readme_cluster.py
 ONLY_LOOK = ("status", "parked", "results")
 
 
@@ -208,7 +209,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 @pytest.mark.skipif(os.name == "nt", reason="types into sh")
 def test_every_block_does_what_the_readme_says(reader: Reader) -> None:
-    found = blocks()
+    found = blocks(README.replace(TERMINALS, "\n" * TERMINALS.count("\n")))
     for at, block in enumerate(found):
         if block.file is not None:
             reader.write(block.file, block.text)
