@@ -280,25 +280,27 @@ class Items:
     def _fetch(self) -> None:
         count = min(TAKE_ITEMS_MAX, TAKE_ITEMS_MAX if self._left is None else self._left)
         take = Message("take", {"queue": self._cluster.full(self._queue), "count": count})
-        deadline_s = None if self._wait_s is None else time.monotonic() + self._wait_s
-        message = self._cluster.check(self._granted(take, deadline_s), self._queue)
+        message = self._cluster.check(self._granted(take), self._queue)
         if message.kind == "grant":
             self._fence = message.fields["fence"]
             self._held.extend(bodies_of(message))
 
-    def _granted(self, take: Message, deadline_s: float | None) -> Message:
+    def _granted(self, take: Message) -> Message:
         """The answer to `take`, which is asked again where the connection is lost or nobody leads yet."""
         link = self._cluster.link
+        led_by_s = time.monotonic() + link.timeout_s
         while True:
             self._taken_by = link.request(take, time.monotonic() + link.timeout_s)
             try:
-                message = link.reply(self._taken_by, deadline_s)
+                message = link.reply(self._taken_by, None if self._wait_s is None else time.monotonic() + self._wait_s)
             except Unavailable:
                 if link.is_current(self._taken_by):
                     return self._cancel(self._taken_by, take)
                 continue
             if message.fields.get("result") != "error":
                 return message
+            if time.monotonic() > led_by_s:
+                raise NoLeader(f"the cluster has no leader now ({message.fields.get('text')}): look with python -m p2pcluster status")
             time.sleep(RETRY_S)
 
     def _cancel(self, request: int, take: Message) -> Message:

@@ -81,7 +81,7 @@ class Daemon:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        self._led_by: tuple[str, int] | None = None
+        self._led_by: tuple[str, int, int] | None = None
         self._has_settled = False
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
@@ -97,7 +97,7 @@ class Daemon:
         self._is_leaving = False
         self._told_addresses: list[str] = []
         self._waited_for = ""
-        self._left_by: tuple[str, int] | None = None
+        self._left_by: tuple[str, int, int] | None = None
 
     # ---- from start to end
 

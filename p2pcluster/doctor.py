@@ -138,12 +138,14 @@ def hints(found: Findings) -> list[str]:
     if not found.spoke and any(reason in found.refused for reason in _OTHER_KEYS):
         texts.append("nothing was broadcast from here, as that would hold up the nodes with another key or none: bring the key, and ask again")
     own = {way.address for way in found.interfaces} | {config.BIND_LOOPBACK}
-    if any(node.host not in own for node in found.nodes):
-        return texts
+    if any(node.host not in own for node in found.nodes) or any(reason not in _HARMLESS for reason in found.refused):
+        return texts  # the network carries what it should
     texts.append("no other machine was heard" if found.nodes else "no node was heard: is one started, with this --cluster and --port?")
     if found.bind == config.BIND_LOOPBACK:
         texts.append("--bind 127.0.0.1 keeps to this machine: leave it out on every machine to hear others")
         return texts
+    if found.interfaces and all(way.address == config.BIND_LOOPBACK for way in found.interfaces):
+        texts.append("no interface of this machine is up and can broadcast: look at the cable, the Wi-Fi or the VPN, or name a node with --seed")
     texts.append(f"where a firewall is, {_firewall(found)}, on every machine")
     texts.append("Wi-Fi that keeps its guests apart, clouds, Docker and most VPNs carry no broadcast: name a node with --seed HOST:PORT, and in "
                  "Docker use the host's network or publish the port for UDP and TCP")
@@ -259,7 +261,7 @@ def _tcp_error(options: Options) -> str:
 
 def _dial_error(seed: Address, options: Options) -> str:
     try:
-        where = Address(socket.getaddrinfo(seed.host, seed.port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0], seed.port)
+        where = Address(str(socket.getaddrinfo(seed.host, seed.port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), seed.port)
         if options.loopback and not where.host.startswith("127."):
             return f"--bind {options.bind} keeps everything on this machine"
         socket.create_connection(where, DIAL_S).close()

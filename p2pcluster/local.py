@@ -209,7 +209,7 @@ class _Run:
     def _start(self) -> None:
         name = self.pipeline.name
         self._ask(Message("bundle_part", {"version": "local", "part": 0, "parts": 1}, (b"",)))
-        self._ask(Message("deploy", {"pipeline": name, "version": "local", "origin": {}, "manifest": self.manifest, "files": {},
+        self._ask(Message("deploy", {"pipeline": name, "version": "local", "origin": {"node": "local"}, "manifest": self.manifest, "files": {},
                                      "zip_sha256": "", "project": {}}))
         self._ask(Message("start_run", {"pipeline": name, "params": self.params}))
         for queue in self.manifest["queues"]:

@@ -27,9 +27,10 @@ HELLO_INTERVAL_MS = int(1000 * SILENT_S) // 4  # said again although nothing is 
 
 @dataclass(slots=True)
 class Hello:
-    """What a node last said of itself and of who leads."""
+    """What a node last said of itself and of who leads, over the connection `number`."""
 
     identity: Identity
+    number: int
     cluster_id: str | None = None
     leader: str | None = None
     leader_address: str | None = None
@@ -65,6 +66,7 @@ class Neighbours:
         self._peers = peers
         self._to_leader_half = to_leader_half
         self._to_machine_half = to_machine_half
+        self._connections = 0
         self._said: tuple[Any, ...] = ()
         self._said_ms = 0
         self._outgoing: dict[str, _Outgoing] = {}
@@ -89,16 +91,17 @@ class Neighbours:
             return None, None
         return best.leader, best.leader_address
 
-    def serving_leader(self) -> tuple[str, int] | None:
-        """Who leads and has said so himself, which he does once he serves, and in which term; only he can be worked for."""
+    def serving_leader(self) -> tuple[str, int, int] | None:
+        """Who leads and has said so himself, which he does once he serves, in which term and over which connection; only he can be
+        worked for. Over another connection he knows nothing of what was said before, though it may have come between two looks."""
         assert self.node is not None, "the node is made before it has neighbours"
         if self.node.is_serving:
-            return self.node_id, self.node.raft.term
+            return self.node_id, self.node.raft.term, 0
         said = [(hello.term, node_id) for node_id, hello in self.hellos.items()
                 if hello.leader == node_id and hello.is_here and hello.cluster_id == self.cluster_id]
         term, leader = max(said, default=(0, None))
         is_old = self.node_id in self.node.raft.configuration.members and term < self.node.raft.term
-        return None if leader is None or is_old else (leader, term)
+        return None if leader is None or is_old else (leader, term, self.hellos[leader].number)
 
     def address_of(self, node_id: str) -> str | None:
         """Where a member listens."""
@@ -118,7 +121,8 @@ class Neighbours:
         return list(dict.fromkeys(address for address in found if address))[:most]
 
     def on_connected(self, identity: Identity, now_ms: int) -> None:
-        self.hellos[identity.node_id] = Hello(identity, identity.cluster_id)
+        self._connections += 1
+        self.hellos[identity.node_id] = Hello(identity, self._connections, identity.cluster_id)
         self._said = ()
         if self.node is not None:
             self.node.raft.peer_connected(identity.node_id, now_ms)

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
-"""What p2pcluster does per second here: `python scripts/bench.py [--quick] [--json] [--only CASE ...]`, and over several
-nodes of one cluster on this machine: `python scripts/bench.py --nodes 3 --failover 50`.
+"""What p2pcluster does per second here: `python scripts/bench.py [--quick] [--json] [--only CASE ...]`.
+
+Of several nodes of one cluster, all on this machine, and of killed leaders: `python scripts/bench.py --nodes 3
+--failover 50`. They share its cores, and the end of a killed process shows at once at its connections: neither is so
+between machines.
 
 A benchmark of real processes, not a test: it fails when items are missing, never because it is slow. The baseline, the
 standard library's `multiprocessing.managers` queues doing the same work, runs between the other cases, and ratios are

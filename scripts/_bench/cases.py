@@ -17,6 +17,7 @@ from _bench.clusters import POLL_S, Nodes, Progress, progress_of, read_status, w
 from _bench.machine import Sampler, children_of, percentile, usage_of
 from _bench.nodes import BenchError, Node, environment, read_json_file, scratch
 from p2pcluster.client import Cluster
+from p2pcluster.core.membership import voters_wanted
 
 MANAGERS = Path(__file__).with_name("managers.py")
 W2_PROCESSES = 8
@@ -25,6 +26,7 @@ PUT_PAUSE_S = 0.02
 STEADY_PROCESSES = 3  # of the project `steady`
 READY_AT_KILL = 300  # two seconds of the steady pipeline's work
 FAILOVER_S_MAX = 60.0
+ENTRIES_UNDER_WAY = 20
 RATE_MIN_PER_S = 500  # slower than this is not a figure but a failure: bounds every wait
 MIB = 1 << 20
 
@@ -394,7 +396,17 @@ def _several_w1(sizes: Sizes, by_leader: bool) -> Figures:
         nodes.stop()
         found = nodes.read_output("w1", "Total.json")
         check_total(f"W1 on {sizes.nodes} nodes", found, sizes.items)
-        return {"rate_per_s": rate_per_s(found, sizes.items)}
+        entries = [nodes.named(name).log_size().entries for name in nodes.names()]
+        check_copies(entries, voters_wanted(sizes.nodes))
+        return {"rate_per_s": rate_per_s(found, sizes.items), "entries": max(entries)}
+
+
+def check_copies(entries: Sequence[int], copies: int) -> None:
+    """Raises `BenchError` unless so many nodes hold the log, but for what was under way when all were stopped."""
+    whole = sum(count > 0 and count >= max(entries) - ENTRIES_UNDER_WAY for count in entries)
+    if whole < copies:
+        raise BenchError(f"the nodes' logs end at {', '.join(f'{count:,}' for count in entries)}: {copies} should be "
+                         "copies of one, so the rate is not that of a replicated log")
 
 
 def _several_start(sizes: Sizes) -> Figures:
@@ -510,7 +522,7 @@ def check_squares(values: Sequence[int], items: int, parked: int) -> None:
     twice = sum(count > 1 for count in counts.values())
     missing = sum(number**2 not in counts for number in range(items))
     if twice or missing or parked or len(values) != items:
-        raise BenchError(f"failover: of {items:,} items {missing} are missing, {twice} came twice and {parked} are parked")
+        raise BenchError(f"failover: of {items:,} items {missing} are missing, {twice} came twice, {parked} are parked")
 
 
 CASES: dict[str, Callable[[Sizes], Figures]] = {

@@ -122,7 +122,10 @@ class Nodes:
         return wait_for(settled, f"a leader and {voters} voters", 0.05)
 
     def deploy(self, project: str, by: str, items: int | None = None) -> None:
-        """As a user on the machine of node `by` would; `items` takes the place of W1's million, since `deploy` sets no parameter."""
+        """As a user on the machine of node `by` would.
+
+        `items` takes the place of W1's million in the file, since `deploy` sets no parameter.
+        """
         source = self.folder / "deployed"
         source.mkdir()
         copy_project(project, "pipeline.py", source)
@@ -132,8 +135,8 @@ class Nodes:
             (source / "pipeline.py").write_text(text.replace('"items": 1_000_000', f'"items": {items}'))
         words = ["deploy", str(source), "--home", str(self.folder / by), "--authkey-file", str(self.folder / "authkey"),
                  "--cluster", self.folder.name, "--bind", "127.0.0.1", "--port", str(self.port)]
-        done = subprocess.run([sys.executable, "-m", "p2pcluster", *words], env=environment(), cwd=self.folder, text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=DEPLOY_S, check=False)
+        done = subprocess.run([sys.executable, "-m", "p2pcluster", *words], env=environment(), cwd=self.folder,
+                              text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEPLOY_S, check=False)
         if done.returncode:
             raise BenchError(f"deploy ended with exit code {done.returncode}: {done.stdout}{done.stderr}")
 

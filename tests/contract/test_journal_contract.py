@@ -490,13 +490,17 @@ def test_whichever_write_fails_nothing_acknowledged_is_lost(
     assert node.state.queues["p/in"].done == 3
 
 
-def test_a_write_that_is_acknowledged_too_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seeded bug for the test above: a journal that says yes before the disk has it."""
-    monkeypatch.setattr(SimJournal, "write", lambda journal, write: Compaction())
-    node = SoleVoter(SimStore())
-    node.commit(*beginning())
-    node.crash()
-    assert node.recovered.last_index == 0
+def test_a_disk_that_loses_what_it_said_to_have_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded bug for the test above."""
+
+    def forget_the_last_entry(store: SimStore) -> None:
+        image = store.disk.image
+        last = image.last_index
+        del image.entries[last], image.commit_idxs[last], image.chains[last]
+
+    monkeypatch.setattr(SimStore, "crash", forget_the_last_entry)
+    with pytest.raises(AssertionError, match="is there in part"):
+        test_whichever_write_fails_nothing_acknowledged_is_lost(SimStore(), 3, Fault.BEFORE, monkeypatch)
 
 
 def test_an_unsynced_write_is_lost_in_a_crash_of_the_simulated_disk() -> None:

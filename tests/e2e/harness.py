@@ -289,10 +289,12 @@ class Site:
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def close(self) -> None:
-        """End what still runs here."""
+        """End what still runs here, and show what it said, which pytest prints where a test has failed."""
         for node in self.nodes:
+            how = "runs" if node.is_running else f"ended with {node.popen.returncode}"
             if node.is_running:
                 node.kill()
+            print(f"node {node.pid} {how}:", *node.lines[-20:], *node.errors[-40:], sep="\n  ")
 
     # ---- asking
 

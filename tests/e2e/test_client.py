@@ -460,7 +460,7 @@ def test_a_taker_goes_on_after_the_node_was_killed(site: Site) -> None:
     with site.connect("taken", timeout_s=30) as cluster:
         cluster.put_many("in", list(range(300)))
         wait_for(lambda: cluster.status()["queues"][1]["ready"] == 300, "all are there")
-        with cluster.take("out", wait_s=1.5) as items:
+        with cluster.take("out", wait_s=4) as items:
             for value in items:
                 found.append(value)
                 if len(found) == 50:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +88,7 @@ class Desk:
 
         self._wait(step, said)
 
-    def _wait(self, step: Step, said: object) -> None:
-        assert callable(said)
+    def _wait(self, step: Step, said: Callable[[], list[str]]) -> None:
         heard: list[list[str]] = [[]]
 
         def all_there() -> bool:

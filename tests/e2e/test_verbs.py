@@ -705,7 +705,7 @@ def test_what_a_function_source_returned_survives_a_new_version_and_a_stop_in_or
     assert node.stop() == 0
     polled = (site.out("polling") / "polled").stat().st_size
     (site.out("polling") / "end").touch()
-    site.start("run", "project").wait_for_line("run 1 goes on")
+    site.start("run", "project").wait_for_line("leads cluster")
     with site.connect("polling") as cluster:
         cluster.wait(30)
         assert sorted(cluster.results("Same")) == list(range(polled))

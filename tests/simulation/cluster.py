@@ -88,8 +88,7 @@ class Simulation:
         """From the first start to the end. Raises `Violation`, or whatever the code under test raises."""
         self._begin()
         self._cause_faults()
-        while self.world.step(self.options.safety_ms):
-            pass
+        self._let_pass(self.options.safety_ms)
         self._freeze()
         self._demand_progress()
 
@@ -198,9 +197,7 @@ class Simulation:
         limit_ms = self.world.now_ms + self.options.calm_ms_max
         closing: Operator | None = None
         while self.world.now_ms < limit_ms:
-            next_look_ms = self.world.now_ms + 250
-            while self.world.step(next_look_ms):
-                pass
+            self._let_pass(250)
             if closing is None and all(producer.is_done for producer in self.producers):
                 closing = Operator(CLIENT_NUMBERS_FROM + 70, *self._common, messages=[
                     Message("close", {"pipeline": pipeline.NAME, "name": "in"})])
@@ -209,12 +206,18 @@ class Simulation:
                 break
         else:
             raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
-        until_ms = self.world.now_ms + HOUSEKEEPING_MS
-        while self.world.step(until_ms):
-            pass
-        why_not = self._why_not_over()
+        self._let_pass(HOUSEKEEPING_MS)
+        for _ in range(50):
+            if (why_not := self._why_not_over()) is None:
+                break
+            self._let_pass(50)
         require(why_not is None, f"what was over is not any more: {why_not}")
         self._check_end()
+
+    def _let_pass(self, duration_ms: int) -> None:
+        until_ms = self.world.now_ms + duration_ms
+        while self.world.step(until_ms):
+            pass
 
     def _well_lives(self) -> list[Life]:
         """Those of the cluster that the work is for."""

@@ -237,7 +237,7 @@ class Life:
         self.clients: dict[str, End] = {}
         self._ends: list[End] = []
         self._next_client = 1
-        self._led_by: tuple[str, int] | None = None
+        self._led_by: tuple[str, int, int] | None = None
         self._has_settled = False
         self._in_flight: NodeReady | None = None
         self._busy: Write | None = None
@@ -249,7 +249,7 @@ class Life:
         self._counter = 0
         self._is_pumping = False
         self.has_left = self._is_leaving = False
-        self._left_by: tuple[str, int] | None = None
+        self._left_by: tuple[str, int, int] | None = None
         self._stopping_by_ms: int | None = None
         self._said_beacon_ms = 0
 
@@ -294,8 +294,8 @@ class Life:
                    commit_index: int) -> Node:
         node = self.node_class(self.node_id, Random(self.random.getrandbits(64)), hard_state, log, state, configuration,
                                commit_index, self.now_ms())
-        node.raft.settings = replace(node.raft.settings, append_bytes_max=2_000, in_flight_appends_max=4,
-                                     load_entries_max=8)
+        node.raft.settings = replace(node.raft.settings, append_bytes_max=self.options.append_bytes_max,
+                                     in_flight_appends_max=4, load_entries_max=8)
         self.checker.watch(self, state)
         return node
 
@@ -543,8 +543,9 @@ class Life:
         join = Message("join", {"boot": self.boot, "name": self.name, "facts": facts})
         if leader == self.node_id:
             self._on_member_message(self.node_id, join)
-        else:
-            self.neighbours.send(leader, join)
+        elif not self.neighbours.send(leader, join):
+            self._led_by = None
+            return
         ran_before = {boot: ran for boot, ran in self.machine.positions.items() if boot != self.boot}
         self.executor.on_new_leader({} if self._has_settled else ran_before, self.now_ms())
         for version, fetched in self._fetched.items():
@@ -648,7 +649,15 @@ class Life:
             self.machine.disk.dies_at_next_write = False
             self._write_as_dying(write)
             raise PowerCut
-        return self.machine.disk.write(write)
+        compaction = self.machine.disk.write(write)
+        changes = any(entry.kind == CONFIG for entry in write.entries)
+        if changes and self.random.random() < self.options.change_crash_share and self.now_is_unsafe():
+            raise PowerCut
+        return compaction
+
+    def now_is_unsafe(self) -> bool:
+        """Whether faults still happen."""
+        return not self.network.is_calm
 
     def _write_as_dying(self, write: Write) -> None:
         """What is being written while the power goes: torn, lost, or there all the same."""

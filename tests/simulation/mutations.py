@@ -182,12 +182,14 @@ def _counts_itself_early(original: Any) -> Any:
     return lambda self: {**original(self), self.id: self.last_index}
 
 
-def _acknowledges_early(original: Any) -> Any:
-    def send(self: Raft, message_class: Any, to: str, **fields: Any) -> None:
-        original(self, message_class, to, **fields)
+def acknowledges_early() -> list[Patch]:
+    """Everything is sent at once, durable or not."""
+    def send_now(self: Raft, message_class: Any, to: str, **fields: Any) -> None:
+        send(self, message_class, to, **fields)
         self._urgent.append(self._messages.pop())
 
-    return send
+    send = Raft._send
+    return [mock.patch.object(Raft, "_send", send_now), mock.patch.object(Raft, "_send_early", send_now)]
 
 
 def _commits_older_terms(original: Any) -> Any:
@@ -207,8 +209,10 @@ def early_configuration() -> list[Patch]:
                 and not self.configuration.is_joint)
 
     def check_serving(self: Node) -> bool:
-        if self.raft.role is Role.LEADER and not self._serving:
-            self._maybe_change_configuration()
+        raft = self.raft
+        if raft.role is Role.LEADER and not self._serving and raft.configuration.learners and can_change(raft):
+            first, *others = raft.configuration.learners
+            raft.change_configuration((*raft.configuration.voters, first), tuple(others), raft.cluster_time_ms(self._now_ms))
         return bool(original(self))
 
     original = Node._check_serving
@@ -419,13 +423,13 @@ def _fence_again(original: Any) -> Any:
 
 def any_cluster() -> list[Patch]:
     """A node works for whoever leads, of whatever cluster."""
-    def serving_leader(self: Neighbours) -> tuple[str, int] | None:
+    def serving_leader(self: Neighbours) -> tuple[str, int, int] | None:
         assert self.node is not None
         if self.node.is_serving:
-            return self.node_id, self.node.raft.term
+            return self.node_id, self.node.raft.term, 0
         said = [(hello.term, node_id) for node_id, hello in self.hellos.items() if hello.leader == node_id and hello.is_here]
         term, leader = max(said, default=(0, None))
-        return None if leader is None else (leader, term)
+        return None if leader is None else (leader, term, self.hellos[leader].number)
 
     def find(self: Life, now_ms: int) -> None:
         original(self, now_ms)
@@ -440,6 +444,7 @@ def any_cluster() -> list[Patch]:
 HARD: dict[str, Any] = {"crash_every_ms": 900, "machines": 5, "voters": 3, "late": 0, "real_journal": False}
 SIM: dict[str, Any] = {"real_journal": False}
 SLOW_DISKS: dict[str, Any] = {**HARD, "fsync_ms_max": 25}
+ALONE: dict[str, Any] = {**SLOW_DISKS, "voters": 1, "machines": 2}
 GROWING: dict[str, Any] = {**HARD, "voters": 1, "machines": 4}
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -453,12 +458,14 @@ MUTATIONS: tuple[Mutation, ...] = (
              {**SIM, "body_memory_bytes_max": 0}),
     Mutation("a log that is never compacted", swap(Life, "_keep_from_index", _never_compacts), "bytes of log",
              {**HARD, "log_bytes_max": 3_000}),
-    Mutation("own vote counted before the commit", swap(Raft, "_campaign", _own_vote_early), "not durable", SLOW_DISKS),
-    Mutation("own log counted before the commit", swap(Raft, "_match_indexes", _counts_itself_early), "durable on", SLOW_DISKS),
-    Mutation("acknowledged before the fsync", swap(Raft, "_send", _acknowledges_early), "not durable", SLOW_DISKS),
-    Mutation("commit by counting an older term", swap(Raft, "_maybe_commit", _commits_older_terms), "by counting", HARD),
+    Mutation("own vote counted before the commit", swap(Raft, "_campaign", _own_vote_early), "not durable", ALONE),
+    Mutation("own log counted before the commit", swap(Raft, "_match_indexes", _counts_itself_early), "durable on", ALONE),
+    Mutation("acknowledged before the fsync", acknowledges_early, "not durable", SLOW_DISKS),
+    Mutation("commit by counting an older term", swap(Raft, "_maybe_commit", _commits_older_terms), "by counting",
+             {**HARD, "append_bytes_max": 200, "loss": 0.1, "partition_every_ms": 1_500}),
     Mutation("configuration before the no-op", early_configuration, "before anything of term", GROWING),
-    Mutation("a learner that refuses to vote", learner_refuses, "no progress: 0 leaders", GROWING),
+    Mutation("a learner that refuses to vote", learner_refuses, "no progress: 0 leaders",
+             {**GROWING, "change_crash_share": 0.5}),
     Mutation("a vote that is forgotten", swap(Raft, "_on_vote_request", _forgets_its_vote), " votes for .* and |not durable", HARD),
     Mutation("a leader by any vote", swap(Raft, "_count_votes", _wins_with_any_vote), "election safety|two leaders|durable on|by counting",
              {**HARD, "voters": 5}),

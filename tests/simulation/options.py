@@ -38,6 +38,7 @@ class Options:
     down_ms_max: int = 1500
     torn_share: float = 0.4  # of what was being written when it crashed
     kept_share: float = 0.3  # the rest of it is lost
+    change_crash_share: float = 0.0  # of the writes with a change of the configuration that are the last ones
     leave_every_ms: int = 0
     stop_every_ms: int = 0
     wipes: int = 0
@@ -49,6 +50,7 @@ class Options:
     log_bytes_max: int = 20_000
     body_memory_bytes_max: int = 2_000
     log_memory_bytes_max: int = 4_000
+    append_bytes_max: int = 2_000
     # work
     gen_items: int = 30
     cursor_items: int = 16
@@ -87,7 +89,8 @@ def draw(seed: int, **given: Any) -> Options:
         leave_every_ms=sometimes(0.15, 3000, 8000), stop_every_ms=sometimes(0.2, 2000, 8000), wipes=int(random.random() < 0.12),
         fsync_ms_max=random.choice((0, 0, 3, 25)), commit_error_every_ms=sometimes(0.2, 2000, 8000), disk_full_every_ms=sometimes(0.1, 3000, 8000),
         log_bytes_max=random.choice((3_000, 20_000, 1 << 28)), body_memory_bytes_max=random.choice((0, 300, 1 << 27)),
-        log_memory_bytes_max=random.choice((0, 2_000, 1 << 24)),
+        log_memory_bytes_max=random.choice((0, 2_000, 1 << 24)), append_bytes_max=random.choice((200, 2_000, 1 << 18)),
+        change_crash_share=random.choice((0.0, 0.0, 0.2)),
         gen_items=random.randrange(10, 60), cursor_items=random.randrange(5, 30), clients=random.randrange(1, 4),
         client_puts=random.randrange(3, 16), process_dies_share=random.choice((0.0, 0.004, 0.02)),
     )

@@ -149,13 +149,22 @@ def test_a_whole_count_and_sum_pass(bench: ModuleType) -> None:
     bench.cases.check_total("W1", {"count": 10, "total": sum(n * n for n in range(10))}, 10)
 
 
-@pytest.mark.parametrize(("values", "parked"), [([0, 1], 0), ([0, 1, 4, 4], 0), ([0, 1, 1], 0), ([0, 1, 5], 0), ([0, 1, 4], 1)])
+@pytest.mark.parametrize(("values", "parked"), [
+    ([0, 1], 0), ([0, 1, 4, 4], 0), ([0, 1, 1], 0), ([0, 1, 5], 0), ([0, 1, 4], 1),
+])
 def test_a_square_that_is_missing_doubled_wrong_or_parked_is_noticed(
     bench: ModuleType, values: list[int], parked: int,
 ) -> None:
     with pytest.raises(bench.nodes.BenchError, match="of 3 items"):
         bench.cases.check_squares(values, 3, parked)
     bench.cases.check_squares([4, 0, 1], 3, 0)
+
+
+def test_a_rate_of_a_log_that_was_not_copied_is_none(bench: ModuleType) -> None:
+    bench.cases.check_copies([1000, 998, 1000], 3)
+    for entries in ([1000, 0, 0], [1000, 1000, 500]):
+        with pytest.raises(bench.nodes.BenchError, match="not that of a replicated log"):
+            bench.cases.check_copies(entries, 3)
 
 
 @pytest.mark.parametrize(("words", "names", "nodes", "kills"), [

@@ -1,8 +1,9 @@
 """The README says what the code does: its files are written, its commands run in their order, and its tables compared with the code.
 
-The section of three terminals is typed by `tests/e2e/test_readme_cluster.py`. A ```python block that begins with `# NAME` is that file. A ```sh block is typed line by line into one shell's folder, on loopback, in a
+A ```python block that begins with `# NAME` is that file. A ```sh block is typed line by line into one shell's folder, on loopback, in a
 home of its own; a `run` without --until-done goes on in the background until `stop`. A ```text block behind it is what comes out: each of
-its lines, in any order, `...` standing for anything. Commands that only look are repeated until they show it.
+its lines, in any order, `...` standing for anything. Commands that only look are repeated until they show it. The section with several
+terminals is typed by a test of its own.
 """
 
 from __future__ import annotations

@@ -73,6 +73,12 @@ def test_the_loopback_is_named_as_the_reason_before_any_firewall() -> None:
     assert "firewall" not in said
 
 
+def test_a_machine_without_a_network_is_told_so() -> None:
+    words = "no interface of this machine"
+    assert words in text(findings(interfaces=[Interface("loopback", "127.0.0.1", "127.255.255.255", 4)]))
+    assert words not in text(findings())
+
+
 def test_who_does_not_hear_itself_has_a_firewall() -> None:
     found = findings(refused={})
     assert "does not hear its own broadcasts" in text(found)
@@ -95,6 +101,10 @@ def test_refusals_are_counted_by_reason_and_what_is_harmless_is_not_told() -> No
     said = text(findings(refused={Reason.OWN: 9, Reason.UNPROVEN: 2, Reason.OTHER_KEY: 1, Reason.VERSION: 3}))
     assert [line for line in said.splitlines() if line.startswith("refused")] == [
         "refused: 1 datagram, another key", "refused: 3 datagrams, another protocol version"]
+
+
+def test_where_somebody_is_refused_the_network_is_not_to_blame() -> None:
+    assert "firewall" not in text(findings(refused={Reason.OWN: 9, Reason.OTHER_KEY: 1}, notes=["10.0.0.7 holds another key"]))
 
 
 def test_another_version_and_another_python_are_hints() -> None:
