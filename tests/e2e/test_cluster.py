@@ -254,3 +254,20 @@ def test_until_done_ends_every_node_once_all_know_that_the_run_is_done(nodes: No
     codes = [node.wait_for_exit(90) for node in nodes.running.values()]
     assert codes == [0, 0, 0], [node.lines[-5:] + node.errors[-5:] for node in nodes.running.values()]
     assert time.monotonic() > started_s
+
+
+def test_what_a_machine_that_hangs_holds_is_done_by_the_others(nodes: Nodes) -> None:
+    project = nodes.site.project(NUMBERS.format(count=600, delay=0.02))
+    for name in ("a", "b", "c"):
+        nodes.start(name, "run", str(project))
+    wait_for(lambda: (nodes.home("a") / "address.json").exists(), "the first node listens")
+    with nodes.connect("a") as link:
+        nodes.wait_for_roles(link, leader=1, voter=2)
+        leader = nodes.leader(link)
+        hung = next(name for name in nodes.running if name != leader and nodes.running[name].stage_pids("Add"))
+        nodes.running[hung].signal(signal.SIGSTOP)
+        try:
+            link.wait(90)
+            assert results(link) == list(range(1, 601))
+        finally:
+            nodes.running[hung].signal(signal.SIGCONT)
