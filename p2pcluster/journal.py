@@ -413,20 +413,25 @@ class Journal:
 
     def read_bodies(self, queue: str, chunk: Chunk) -> tuple[bytes, bytes]:
         """The `lengths` and `body` of a chunk whose bytes were dropped from memory, over a connection that only reads."""
+        with _sqlite_errors(self.path):
+            return read_bodies(self._reader, self.path, queue, chunk)
+
+    @property
+    def _reader(self) -> sqlite3.Connection:
+        """A connection that only reads, for the loop's thread while another one commits."""
         if self._reader_db is None:
             self._reader_db = _connect_read_only(self.path)
-        with _sqlite_errors(self.path):
-            return read_bodies(self._reader_db, self.path, queue, chunk)
+        return self._reader_db
 
     def read_bundle(self, version: str, parts: list[BundlePart]) -> bytes:
         """The zip of a version: each part from its row, or from the log while it has none."""
         with _sqlite_errors(self.path):
-            return b"".join(read_part(self._db, self.path, version, number, part) for number, part in enumerate(parts))
+            return b"".join(read_part(self._reader, self.path, version, number, part) for number, part in enumerate(parts))
 
     def read_bundle_part(self, version: str, number: int, part: BundlePart) -> bytes:
         """One part of a version's zip."""
         with _sqlite_errors(self.path):
-            return read_part(self._db, self.path, version, number, part)
+            return read_part(self._reader, self.path, version, number, part)
 
     def entries(self, after: int, bodies_after: int = 0) -> Iterator[Entry]:
         """The log's entries above `after`; up to `bodies_after` only configurations have their bodies. They were checked when the journal
@@ -521,7 +526,7 @@ class Journal:
 
     def snapshot_head(self, state: State, configuration: Configuration) -> Head:
         """The head of a snapshot of `state`."""
-        row = self._db.execute("SELECT chain FROM journal WHERE idx = ?", (state.applied_idx,)).fetchone()
+        row = self._reader.execute("SELECT chain FROM journal WHERE idx = ?", (state.applied_idx,)).fetchone()
         chain = row[0] if row else self._meta["base_chain"]
         return Head(state.applied_idx, state.applied_term, state.at_ms, chain, state.hash, configuration)
 
@@ -864,7 +869,7 @@ def back_up(path: Path, target: Path) -> int:
 def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:
     return JournalCorrupt(
         f"journal {path} is damaged: {what}; the file is kept as it is: look with scripts/journal_check.py, then restore a backup "
-        "or start with a new --home", index, what)
+        "into a new --home, or start with an empty one", index, what)
 
 
 def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[JournalReader | None, bool]:

@@ -9,7 +9,7 @@ shell's affair. Everything that changes the state goes through one path: `_propo
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
@@ -534,8 +534,12 @@ class Node:
     def _on_taken(self, outcome: Outcome, queue: str, ranges: list[Range], grant: Grant | None) -> None:
         for lo, hi in ranges:
             self._promised[queue].remove(lo, hi)
-        if grant is not None and grant.session in self.sessions:
-            self._outbox.append((grant.session, grant))
+        if grant is None or grant.session not in self.sessions:
+            return
+        state = self.state.queues[queue]
+        held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
+        if held:  # the rest was finished in the same entry, by somebody who had it from a former leader
+            self._outbox.append((grant.session, replace(grant, pieces=_pieces(state, held))))
 
     # ---- what nodes say
 
