@@ -52,7 +52,7 @@ class Beacons:
                                    seeds=self._seeds.addresses(), belonged_to=belonged_to)
         for sock in self.lan.sockets():
             selector.register(sock, selectors.EVENT_READ, self._on_readable)
-        self._readable = False
+        self._received: list[tuple[bytes, Address]] = []
 
     def _gate_for(self, key: bytes | None) -> Gate:
         return Gate(key, self._options.cluster, self._node_id, self._boot, secrets.token_bytes(32), protocol.VERSION)
@@ -60,6 +60,7 @@ class Beacons:
     def use_key(self, key: bytes, made: bool, now_ms: int) -> None:
         """There is a key now: made here, or found. What waits in the sockets was said before anybody had it."""
         self.lan.receive()
+        self._received.clear()
         self._gate = self._gate_for(key)
         if made:
             self.discovery.key_made(now_ms)
@@ -67,16 +68,16 @@ class Beacons:
             self.discovery.key_found(now_ms)
 
     def _on_readable(self, mask: int) -> None:
-        self._readable = True
+        # Read at once, or the loop would turn without rest until the tick; what it means can wait for that.
+        self._received += self.lan.receive()
 
     def tick(self, now_ms: int, facts: dict[str, Any]) -> None:
         """Hear, decide, speak. `facts` are what beacons say of this node, as fields of `Beacon`."""
         self.discovery.seeds = self._seeds.addresses()
         self.discovery.update(now_ms, **facts)
-        if self._readable:
-            self._readable = False
-            for data, address in self.lan.receive():
-                self._hear(data, address, now_ms)
+        received, self._received = self._received, []
+        for data, address in received:
+            self._hear(data, address, now_ms)
         for data, where in self._gate.repeat_questions(self.discovery.beacon, now_ms):
             self._send(data, where)
         due = self.discovery.due(now_ms)

@@ -469,10 +469,11 @@ class Daemon:
                 self._accept(key.data.ready(key.fileobj, time.monotonic()))
             elif self._is_registered(key):
                 key.data(mask)
+        self._pump()  # what came is answered before the housekeeping of the tick
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
-        self._pump()
+            self._pump()
         self._maybe_end()
 
     def _is_registered(self, key: selectors.SelectorKey) -> bool:

@@ -718,6 +718,8 @@ class _Plan:
         if count < 1:
             return self._configuration.voters
         best = set(sorted(kept, key=self._worth)[:count])
+        if 2 * sum(map(self._is_alive, best)) <= count:
+            return self._configuration.voters  # those could decide nothing; a leader's first look finds nobody alive
         return tuple(voter for voter in kept if voter in best)
 
     def learners(self, voters: tuple[str, ...]) -> tuple[str, ...]:
