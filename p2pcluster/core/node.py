@@ -483,6 +483,8 @@ class Node:
                 self._dispatch_to(session, queue)
 
     def _dispatch_to(self, session: Session, queue: QueueState) -> None:
+        if session.kind == "node" and not session.has_reported:
+            return  # what it holds may still look free
         promised = self._promised.get(queue.name)
         wanted = session.windows[queue.name]
         if session.kind == "node":
@@ -540,12 +542,15 @@ class Node:
         held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
         if held:  # the rest was finished in the same entry, by somebody who had it from a former leader
             self._outbox.append((grant.session, replace(grant, pieces=_pieces(state, held))))
+        elif grant.request is not None:
+            session = self.sessions[grant.session]
+            session.windows[queue], session.take_requests[queue] = sum(hi - lo for lo, hi in ranges), grant.request
 
     # ---- what nodes say
 
     def _on_node_report(self, session: Session, message: Message) -> None:
-        """What a node holds, the first thing that it says to a leader. Leases that it does not know of go back; what it holds beyond
-        its leases (their records were lost with the former leader) is leased again, as far as nobody else has it."""
+        """What a node holds, the first thing that it says to a leader. It is compared with its leases behind the takes that are on
+        their way into the log: some may be its own, and their grants lost with a former connection."""
         for boot, ran in message.fields["ran_before"].items():
             self._end_session(session.node, boot, ran)
         for node, boot in list(self._lost):
@@ -553,19 +558,22 @@ class Node:
                 self._end_session(node, boot, {})
         for key in message.fields["sources"]:
             self._owners[key] = session.id
+        self._propose(Message("forget", {"producers": []}), (self._on_reported, session, message.fields))  # changes nothing and comes last
+
+    def _on_reported(self, outcome: Outcome, session: Session, report: dict[str, Any]) -> None:
+        """What a node reported can be compared with the state now; what ran when it died is counted, so that it may forget that."""
+        if self.sessions.get(session.id) is not session:
+            return
         for name, queue in self.state.queues.items():
-            self._settle_leases(session, queue, message.fields["held"].get(name, []))
+            self._settle_leases(session, queue, report["held"].get(name, []))
         session.has_reported = True
         self._next_plan_ms = 0
-        if message.fields["ran_before"]:
-            self._pending[-1] = (self._pending[-1][0], (self._on_reported, session.id))
-
-    def _on_reported(self, outcome: Outcome, session_id: str) -> None:
-        """What ran when the node died is counted: it may forget."""
-        if session_id in self.sessions:
-            self._outbox.append((session_id, Message("reported", {})))
+        if report["ran_before"]:
+            self._outbox.append((session.id, Message("reported", {})))
 
     def _settle_leases(self, session: Session, queue: QueueState, held: list[list[Any]]) -> None:
+        """Leases that the node does not know of go back; what it holds beyond its leases (their records were lost with the former
+        leader) is leased again, as far as nobody else has it."""
         known = RangeSet((lo, hi) for lo, hi, _ in held)
         for lo, hi, fence in queue.leases.of_session(session.node, session.boot):
             unknown = RangeSet([(lo, hi)])
@@ -576,7 +584,11 @@ class Node:
         for lo, hi, seq in held:
             ready = queue.ready.overlap(lo, hi)
             if ready:
-                self._propose(commands.take(queue.name, ready, Fence(session.node, session.boot, seq)))
+                promised = self._promised.setdefault(queue.name, RangeSet())
+                for a, b in ready:
+                    promised.add(a, b)
+                command = commands.take(queue.name, ready, Fence(session.node, session.boot, seq))
+                self._propose(command, (self._on_taken, queue.name, ready, None))
 
     def _on_node_window(self, session: Session, message: Message) -> None:
         session.windows = {str(name): int(count) for name, count in message.fields["queues"].items()}

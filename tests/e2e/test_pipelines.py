@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 from harness import NodeProcess, Site, json_lines, wait_for
 
-
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
 
 
