@@ -528,22 +528,21 @@ class Node:
             request = session.take_requests.pop(queue.name, None)
         grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request)
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
-        self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, grant if waits else None),
+        self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, session, grant if waits else None),
                       0 if waits else config.TAKE_RECORD_DELAY_MS)
         if not waits:
             self._outbox.append((session.id, grant))
 
-    def _on_taken(self, outcome: Outcome, queue: str, ranges: list[Range], grant: Grant | None) -> None:
+    def _on_taken(self, outcome: Outcome, queue: str, ranges: list[Range], session: Session, grant: Grant | None) -> None:
         for lo, hi in ranges:
             self._promised[queue].remove(lo, hi)
-        if grant is None or grant.session not in self.sessions:
-            return
+        if grant is None or self.sessions.get(session.id) is not session:
+            return  # who has come back since reports what it holds
         state = self.state.queues[queue]
         held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
         if held:  # the rest was finished in the same entry, by somebody who had it from a former leader
             self._outbox.append((grant.session, replace(grant, pieces=_pieces(state, held))))
         elif grant.request is not None:
-            session = self.sessions[grant.session]
             session.windows[queue], session.take_requests[queue] = sum(hi - lo for lo, hi in ranges), grant.request
 
     # ---- what nodes say
@@ -588,7 +587,7 @@ class Node:
                 for a, b in ready:
                     promised.add(a, b)
                 command = commands.take(queue.name, ready, Fence(session.node, session.boot, seq))
-                self._propose(command, (self._on_taken, queue.name, ready, None))
+                self._propose(command, (self._on_taken, queue.name, ready, session, None))
 
     def _on_node_window(self, session: Session, message: Message) -> None:
         session.windows = {str(name): int(count) for name, count in message.fields["queues"].items()}

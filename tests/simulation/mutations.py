@@ -395,7 +395,7 @@ def _grants_twice(original: Any) -> Any:
 
 def grants_twice() -> list[Patch]:
     """What was promised is forgotten before its record is in the log."""
-    def on_taken(self: Node, outcome: Outcome, queue: str, ranges: Any, grant: Any) -> None:
+    def on_taken(self: Node, outcome: Outcome, queue: str, ranges: Any, session: Any, grant: Any) -> None:
         for lo, hi in ranges:
             self._promised.setdefault(queue, RangeSet()).remove(lo, hi)
         if grant is not None and grant.session in self.sessions:
@@ -479,7 +479,7 @@ MUTATIONS: tuple[Mutation, ...] = (
              {**HARD, "loss": 0.3, "delay_ms_max": 40}),
     Mutation("an apply that reads the clock", swap(State, "_count_delivery", _reads_a_clock), "is not the log's", SIM),
     Mutation("done applied twice", swap(State, "_apply_done", _done_twice), "are open", HARD),
-    Mutation("outputs of what was refused", swap(State, "_apply_done", _emits_for_the_refused), "are open|instead of", HARD),
+    Mutation("outputs of what was refused", swap(State, "_apply_done", _emits_for_the_refused), "are open|instead of|never put", HARD),
     Mutation("an old epoch accepted", swap(State, "_apply_put", _old_epoch), "instead of", {**HARD, "process_dies_share": 0.05}),
     Mutation("session_end that counts nothing", swap(State, "_ran_in", _counts_nothing), "instead of", HARD),
     Mutation("a release by a stale fence", swap(State, "_apply_release", _releases_under_any_fence), "instead of", HARD),
