@@ -25,7 +25,6 @@ from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.core.records import BundlePart, Outcome, Parked, PipelineState, Producer, QueueState, shards_of, within
 from p2pcluster.core.rows import RowedState
 
-UPLOAD_ENTRIES_MAX = 10_000  # a bundle's part that waits longer than this for its deploy is given up at the next one
 _OUTCOMES = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
@@ -167,8 +166,6 @@ class State(RowedState):
             return Outcome("put", "already", {"seq": producer.seq})
         if seq != producer.seq + 1:
             return _refused(message, "sequence", seq=producer.seq)
-        if producer.finished:
-            return _refused(message, "finished")
         ports = _owned(read_ports(message.fields["ports"], message.blobs))
         wrong = self._wrong_target(ports, source is not None)
         if wrong:
@@ -464,19 +461,16 @@ class State(RowedState):
         self.pipelines[name] = new
         self._touch("projects", name)
         self._wire(new)
-        self._forget_bundles(old, context.index)
+        self._forget_bundles()
         self._maybe_done(name, context)
         return Outcome("deploy", "ok", {"run": new.run, "state": new.state})
 
-    def _forget_bundles(self, replaced: PipelineState | None, index: int) -> None:
-        """The last two versions of each pipeline stay, and what somebody may be about to deploy."""
+    def _forget_bundles(self) -> None:
+        """The last two versions of each pipeline stay."""
         kept = {v for p in self.pipelines.values() for v in (p.version, *p.previous[:1])}
-        former = {replaced.version, *replaced.previous} if replaced else set()
-        for key, part in list(self.bundles.items()):
-            is_given_up = index - part.entry > UPLOAD_ENTRIES_MAX
-            if key[0] not in kept and (key[0] in former or is_given_up):
-                del self.bundles[key]
-                self._touch("bundles", key)
+        for key in [key for key in self.bundles if key[0] not in kept]:
+            del self.bundles[key]
+            self._touch("bundles", key)
 
     def _apply_start_run(self, message: Message, context: _Context) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
