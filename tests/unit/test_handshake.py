@@ -212,7 +212,7 @@ def test_another_key_is_told_to_both_sides_with_both_commands() -> None:
     for error, theirs, ours in zip(errors, (other, KEY), (KEY, other), strict=True):
         assert isinstance(error, AuthenticationFailed)
         assert key_id(theirs) in str(error) and key_id(ours) in str(error)
-        assert "p2pcluster key` there" in str(error) and "p2pcluster key --set` here" in str(error)
+        assert "`python -m p2pcluster key` there" in str(error) and "`python -m p2pcluster key --set` here" in str(error)
 
 
 def test_another_cluster_is_told_to_both_sides_with_both_names() -> None:
