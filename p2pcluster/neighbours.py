@@ -165,6 +165,10 @@ class Neighbours:
         leader, address = self.leader()
         if leader is not None and leader != self.node_id and address and self.node_id not in members:
             wanted[leader] = address
+        # A node that lost its disk is another one at the old one's address: whoever dialled there for the old one would replace the
+        # connection to the new one again and again.
+        taken = {self.address, *(peer.address for peer in self._peers.peers.values())}
+        wanted = {other: where for other, where in wanted.items() if other in self._peers.peers or where not in taken}
         for node_id, where in wanted.items():
             self._peers.want(node_id, parse_address(where), node_id)
         for name in self._peers.wanted - set(wanted):

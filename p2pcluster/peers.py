@@ -184,8 +184,11 @@ class Peers:
             return
         del self._dialling[name]
         self.selector.unregister(connection)
-        dialling.target.tries = 0
         assert connection.session is not None, "an established connection has a session"
+        if dialling.target.node_id in (None, connection.session.peer.node_id):
+            dialling.target.tries = 0
+        else:
+            self._again(dialling.target, now_s)  # another node has its address by now
         if dialling.target.node_id is None and name in self._targets:
             del self._targets[name]
             self._targets[connection.session.peer.node_id] = dialling.target

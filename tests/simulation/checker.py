@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tests.simulation.machine import Life, Machine
     from tests.simulation.processes import SimStage
 
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 COMPARED_EVERY = 29  # entries, from one full comparison of a state with the ledger to the next
 
 
@@ -54,6 +55,9 @@ class Ledger(Model):
         self.index = 0
         self.hash = bytes(16)
         self.discarded: Counter[str] = Counter()
+        self.ran: Counter[tuple[str, int]] = Counter()  # by queue and item, how often a process began it
+        self.counted: Counter[tuple[str, int]] = Counter()  # deliveries of which somebody said that they ran
+        self.outcomes: Counter[str] = Counter()
         self.done_ids: dict[str, set[int]] = {}
         self.said: dict[int, list[Said]] = {}
         self.hashes: dict[int, bytes] = {0: bytes(16)}
@@ -69,7 +73,8 @@ class Ledger(Model):
             outcomes = self.apply(entry.at_ms, messages)
             self.said[entry.index] = outcomes
             for outcome in outcomes:
-                text = json.dumps(outcome[:3], sort_keys=True, separators=(",", ":"))
+                self.outcomes[f"{outcome[0]} {outcome[2].get('code', outcome[1])}"] += 1
+                text = _SORTED.encode(outcome[:3])
                 self.hash = hashlib.blake2b(self.hash + text.encode(), digest_size=16).digest()
         self.hashes[entry.index] = self.hash
 
@@ -87,6 +92,14 @@ class Ledger(Model):
             require(parent.state == "done", f"an output in {name} has a parent that is not done")
         require(len(parents) < 2, f"an output in {name} has {len(parents)} parents")
         super()._add(name, body, key, parents)
+
+    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
+        if fields.get("ran", ...) is not None:
+            key = queue.name, item.id
+            self.counted[key] += 1
+            require(self.counted[key] <= self.ran[key],
+                    f"{queue.name}:{item.id} ran {self.ran[key]} times, and {self.counted[key]} deliveries count")
+        return super()._count_delivery(queue, item, fields)
 
     def _done(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
         before = {name: len(queue.items) for name, queue in self.queues.items()}
@@ -140,7 +153,6 @@ class Checker:
         self.machines: list[Machine] = []
         self.clusters: dict[str | None, Facts] = {}
         self.main_id: str | None = None  # the cluster that the work is for
-        self.ran: Counter[tuple[str, int]] = Counter()
         self.vote_of: dict[tuple[str, int], str] = {}
         self.cluster_of: dict[str, str] = {}
         self.wiped: dict[str | None, Durable] = {}  # what disks held that were there when an entry was acknowledged
@@ -341,6 +353,8 @@ class Checker:
         for entry in entries:
             if entry.kind != CONFIG or entry.term != raft.term:
                 continue
+            is_joint = decode_configuration(entry.body).is_joint
+            life.world.mark(life.name, "begins a joint change" if is_joint else "writes a configuration")
             require(raft.log.term(raft.commit_index) == raft.term,
                     f"{life.name} changes the configuration before anything of term {raft.term} is committed")
             for index, term in facts.configuration_at:
@@ -483,7 +497,7 @@ class Checker:
         require(item is not None, f"{process.life.name} runs {name}:{item_id}, which was never put")
         assert item is not None
         require(item.body == value, f"{process.life.name} runs {name}:{item_id} with {value!r}, and {item.body!r} was put")
-        self.ran[(name, item_id)] += 1
+        self.main.ledger.ran[(name, item_id)] += 1
 
 
 def configuration_at(raft: Any) -> Configuration:

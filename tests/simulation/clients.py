@@ -9,6 +9,7 @@ from p2pcluster.core import commands, protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.commands import Port
 from p2pcluster.core.handshake import Identity
+from p2pcluster.core.ranges import Fence
 from p2pcluster.stream import ConnectionClosed
 from tests.simulation import pipeline
 from tests.simulation.world import End, Network, World, number_of
@@ -143,6 +144,30 @@ class Operator(Client):
         self._next()
 
 
+class Janitor(Client):
+    """Looks at the parked items: some are tried again, some are discarded."""
+
+    def __init__(self, *arguments: Any, every_ms: int, until_ms: int) -> None:
+        super().__init__(*arguments)
+        self._every_ms, self._until_ms = every_ms, until_ms
+
+    def _next(self) -> None:
+        if self.world.now_ms >= self._until_ms:
+            self.is_done = True
+            self._drop()
+            return
+        self._ask(Message("parked", {"pipeline": pipeline.NAME, "after": None}))
+
+    def on_answer(self, asked: Message, answer: Message) -> None:
+        if asked.kind == "parked" and answer.fields["parked"]:
+            item = self.world.random.choice(answer.fields["parked"])
+            ids = None if self.world.random.random() < 0.2 else [int(item["id"].rpartition(":")[2])]
+            kind = "discard" if ids is not None and self.world.random.random() < 0.5 else "retry"
+            self._ask(Message(kind, {"queue": item["queue"], "ids": ids}))
+            return
+        self.world.after(self.world.random.randrange(1, 2 * self._every_ms), self._next)
+
+
 class Producer(Client):
     """Puts values into the queue that is fed from outside. Now and then it forgets who it was: then keys are remembered."""
 
@@ -216,12 +241,12 @@ class Taker(Client):
     def _on_grant(self, grant: Message) -> None:
         ranges = [(lo, hi) for lo, hi, _, _ in grant.fields["pieces"]]
         what = self.world.random.random()
-        if what < 0.7:
+        message = commands.release(OUT, ranges, Fence(*grant.fields["fence"]))
+        if what < 0.75:
             message = commands.done(OUT, ranges, [])
-        elif what < 0.9:
-            message = commands.release(OUT, ranges, commands.Fence(*grant.fields["fence"]))
+        if what < 0.1 or what > 0.9:
+            self._drop()  # its session is over, and what it says next is late
+        if self.world.random.random() < 0.9:
+            self.world.after(self.world.random.randrange(1, 60), lambda: self._ask(message))
         else:
-            self._drop()
             self.world.after(self.world.random.randrange(1, 300), self._next)
-            return
-        self.world.after(self.world.random.randrange(1, 60), lambda: self._ask(message))

@@ -7,11 +7,13 @@ outside of a majority and progress is demanded. `run` plays a seed and says what
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.journal import Write
 from tests.simulation import pipeline
 from tests.simulation.checker import Checker, Violation, require
-from tests.simulation.clients import Operator, Producer, Taker
+from tests.simulation.clients import Client, Janitor, Operator, Producer, Taker
 from tests.simulation.disk import Disk, real_disk, sim_disk
 from tests.simulation.machine import Life, Machine
 from tests.simulation.options import Options, draw
@@ -35,7 +37,8 @@ from tests.simulation.sim_journal import Fault
 from tests.simulation.world import Network, World, host_of, PORT
 
 CLIENT_NUMBERS_FROM = 100
-HOUSEKEEPING_MS = 3_000  # for checkpoints and compaction
+LOOK_MS = 250  # from one look to the next whether all is over
+HOUSEKEEPING_MS = 2_200  # for checkpoints and compaction
 LOG_BYTES_LEFT = 10_000  # of entries that nobody has gone over yet
 
 
@@ -50,6 +53,7 @@ class Outcome:
     crashes: int
     elections: int
     entries: int
+    counts: Counter[str]  # what happened how often, and what came of commands
     error: str | None = None
 
 
@@ -71,7 +75,7 @@ class Simulation:
         common = (self.world, self.network, self.checker, self.machines)
         self.producers = [Producer(CLIENT_NUMBERS_FROM + at, *common, puts=options.client_puts)
                           for at in range(options.clients)]
-        self.taker = Taker(CLIENT_NUMBERS_FROM + 50, *common)
+        self.takers = [Taker(CLIENT_NUMBERS_FROM + 50 + at, *common) for at in range(2)]
         self._common = common
 
     def _add_machine(self, number: int) -> None:
@@ -86,13 +90,14 @@ class Simulation:
 
     def run(self) -> None:
         """From the first start to the end. Raises `Violation`, or whatever the code under test raises."""
-        self._begin()
+        self.begin()
         self._cause_faults()
-        self._let_pass(self.options.safety_ms)
+        self.let_pass(self.options.safety_ms)
         self._freeze()
         self._demand_progress()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Everything starts."""
         options = self.options
         first = self.machines[: options.machines - options.late]
         if options.voters:
@@ -104,8 +109,15 @@ class Simulation:
         if not options.voters:
             operator = Operator(CLIENT_NUMBERS_FROM + 60, *self._common, messages=pipeline.deployment())
             operator.start()
-        for client in [*self.producers, self.taker]:
+        for client in [*self.producers, *self.takers, *self._janitors()]:
             client.start()
+
+    def _janitors(self) -> list[Client]:
+        options = self.options
+        if not options.janitor_every_ms:
+            return []
+        return [Janitor(CLIENT_NUMBERS_FROM + 80, *self._common, every_ms=options.janitor_every_ms,
+                        until_ms=options.safety_ms)]
 
     def _prepare(self, voters: list[Machine]) -> None:
         """Disks of a cluster that was founded before, with the pipeline deployed."""
@@ -130,10 +142,9 @@ class Simulation:
     def _freeze(self) -> None:
         """A majority gets well, everything else stays as it is, or as bad as it can be."""
         world = self.world
-        world.mark("the faults freeze")
         well = self._choose_majority()
         ill = [machine for machine in self.machines if machine not in well]
-        world.mark("well:", *(machine.name for machine in well))
+        world.mark("the faults", "freeze outside of", *(machine.name for machine in well))
         for machine in ill:
             self._make_ill(machine)
         for kind in ("tcp", "udp"):
@@ -149,7 +160,7 @@ class Simulation:
     def _make_ill(self, machine: Machine) -> None:
         """For good: dead, silent, or cut off in one direction or by one protocol."""
         how = self.random.choice(("dead", "dead", "silent", "cut", "one way", "udp only"))
-        self.world.mark(machine.name, "stays", how)
+        self.world.mark(machine.name, f"stays {how}")
         machine.is_gone = True
         machine.wake()
         if how == "dead":
@@ -194,27 +205,32 @@ class Simulation:
 
     def _demand_progress(self) -> None:
         """Everything comes to its end."""
-        limit_ms = self.world.now_ms + self.options.calm_ms_max
-        closing: Operator | None = None
-        while self.world.now_ms < limit_ms:
-            self._let_pass(250)
-            if closing is None and all(producer.is_done for producer in self.producers):
-                closing = Operator(CLIENT_NUMBERS_FROM + 70, *self._common, messages=[
-                    Message("close", {"pipeline": pipeline.NAME, "name": "in"})])
-                closing.start()
-            if closing is not None and closing.is_done and self._why_not_over() is None:
-                break
-        else:
-            raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
-        self._let_pass(HOUSEKEEPING_MS)
+        close = Message("close", {"pipeline": pipeline.NAME, "name": "in"})
+        again = Message("start_run", {"pipeline": pipeline.NAME, "params": None})
+        self.until(lambda: all(producer.is_done for producer in self.producers), LOOK_MS)
+        for run_number in range(1, 1 + self.options.runs):
+            operator = Operator(CLIENT_NUMBERS_FROM + 60 + run_number, *self._common,
+                                messages=[close] if run_number == 1 else [again, close])
+            operator.start()
+            self.until(lambda operator=operator: operator.is_done and self._why_not_over() is None, LOOK_MS)
+        self.let_pass(HOUSEKEEPING_MS)
         for _ in range(50):
             if (why_not := self._why_not_over()) is None:
                 break
-            self._let_pass(50)
+            self.let_pass(50)
         require(why_not is None, f"what was over is not any more: {why_not}")
         self._check_end()
 
-    def _let_pass(self, duration_ms: int) -> None:
+    def until(self, fact: Callable[[], bool], step_ms: int = 10, limit_ms: int | None = None) -> None:
+        """Time passes until something has come about."""
+        end_ms = self.world.now_ms + (self.options.calm_ms_max if limit_ms is None else limit_ms)
+        while not fact():
+            if self.world.now_ms >= end_ms:
+                raise Violation(f"no progress: {self._why_not_over() or 'clients wait'}")
+            self.let_pass(step_ms)
+
+    def let_pass(self, duration_ms: int) -> None:
+        """So much time."""
         until_ms = self.world.now_ms + duration_ms
         while self.world.step(until_ms):
             pass
@@ -276,7 +292,7 @@ class Simulation:
         keyed = {value for value, count in found.items() if count != expected[value]}
         require(not keyed, f"values of clients are there another number of times than they were put: {sorted(keyed)[:5]}")
         emitted = Counter(value for stage, shards in (("gen", 1), ("cur", 2)) for shard in range(shards)
-                          for value in pipeline.source_values(stage, shard, self.options))
+                          for value in pipeline.source_values(stage, shard, self.options) * self.options.runs)
         found = Counter(item.body for item in queues[f"{pipeline.NAME}/a"].items.values())
         wrong = (emitted - found) + (found - emitted)
         require(not wrong, f"values of sources are lost or there twice: {sorted(wrong)[:5]}")
@@ -335,7 +351,7 @@ class Simulation:
     def _cut(self, kinds: tuple[str, ...], ways: set[tuple[int, int]]) -> None:
         for kind in kinds:
             self.network.cuts[kind] |= ways
-        self.world.mark("cut", kinds, sorted(ways))
+        self.world.mark("the network", f"is cut for {' and '.join(kinds)}", sorted(ways))
         if "tcp" in kinds:
             for machine in self.machines:
                 if machine.life is not None:
@@ -374,7 +390,9 @@ class Simulation:
     def _commit_error(self) -> None:
         machine = self._someone()
         if machine is not None:
-            machine.disk.error_at_next_write = self.random.choice((Fault.BEFORE, Fault.AFTER))
+            fault = self.random.choice((Fault.BEFORE, Fault.AFTER))
+            machine.disk.error_at_next_write = fault
+            self.world.mark(machine.name, f"has an error {fault.value} the next commit")
 
     def _fill_disk(self) -> None:
         machine = self._someone()
@@ -448,11 +466,14 @@ def run(options: Options, says: Callable[[str], None] | None = None) -> Outcome:
     assert simulation is not None
     world, checker = simulation.world, simulation.checker
     return Outcome(options, world.fingerprint, world.events, world.now_ms, simulation.crashes, checker.elections,
-                   checker.main.ledger.index, error)
+                   checker.main.ledger.index, world.counts + checker.main.ledger.outcomes, error)
 
 
-if __name__ == "__main__":
-    import sys
+def _play(seed: int) -> Outcome:
+    return run(draw(seed))
 
-    for seed in range(int(sys.argv[1]), int(sys.argv[2])):
-        print(run(draw(seed)))
+
+def run_many(seeds: Iterable[int], workers: int | None = None) -> Iterator[Outcome]:
+    """Play seeds in processes beside each other; what came of each, in the order of the seeds."""
+    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count() or 1) as pool:
+        yield from pool.imap(_play, seeds)

@@ -108,7 +108,7 @@ class Machine:
         life = self.life
         if life is None:
             return
-        self.world.mark(self.name, "dies:", why)
+        self.world.mark(self.name, "loses power" if power else "dies", why)
         self.life = None
         life.die(power)
         if power:
@@ -150,7 +150,7 @@ class Machine:
         """The machine does nothing for a while; with `clock_stops` its clock does not notice."""
         if self.is_paused or not self.is_up:
             return
-        self.world.mark(self.name, "pauses", duration_ms, clock_stops)
+        self.world.mark(self.name, "pauses with its clock" if clock_stops else "pauses", duration_ms)
         self.is_paused = True
         self._slept_ms = duration_ms if clock_stops else 0
         self.world.after(duration_ms, self.wake)
@@ -429,7 +429,7 @@ class Life:
 
     def _schedule_tick(self) -> None:
         busy = bool(self.processes) or self.node.has_work
-        self.world.after(self.random.randrange(TICK_MS, 3 * TICK_MS) if busy else 5 * TICK_MS, self._on_tick)
+        self.world.after(self.random.randrange(TICK_MS, 5 * TICK_MS) if busy else 5 * TICK_MS, self._on_tick)
 
     def _on_tick(self) -> None:
         if not self.is_up:
@@ -526,6 +526,7 @@ class Life:
         self.neighbours.node = self.node
         for peer in self.neighbours.connected:
             self.node.raft.peer_connected(peer, self.now_ms())
+        self.world.mark(self.name, "founds" if configuration.voters else "joins", cluster_id)
         self.checker.joined(self)
 
     # ---- leader and member
@@ -652,6 +653,7 @@ class Life:
         compaction = self.machine.disk.write(write)
         changes = any(entry.kind == CONFIG for entry in write.entries)
         if changes and self.random.random() < self.options.change_crash_share and self.now_is_unsafe():
+            self.world.mark(self.name, "dies behind a change of the configuration")
             raise PowerCut
         return compaction
 
@@ -664,6 +666,7 @@ class Life:
         self._busy = None
         chance = self.random.random()
         if chance < self.options.torn_share:
+            self.world.mark(self.name, "leaves a torn write")
             self.machine.disk.write_torn(write)
         elif chance < self.options.torn_share + self.options.kept_share:
             try:
@@ -689,6 +692,8 @@ class Life:
             self._after_write(Compaction(), False)
             return True
         write = self._next_write(self._in_flight)
+        if write.truncate_from is not None:
+            self.world.mark(self.name, "cuts its log off from", write.truncate_from)
         if self.options.fsync_ms_max and self.random.random() < 0.7:
             self._busy = write
             self.world.after(self.random.randrange(1, 1 + self.options.fsync_ms_max), self._finish_write)
@@ -719,6 +724,7 @@ class Life:
         state.loaded(head.index, head.term, head.at_ms, head.state_hash)
         self.node.state, self.node.applied_configuration = state, head.configuration
         self.checker.watch(self, state)
+        self.world.mark(self.name, "becomes the snapshot at", head.index)
         self.checker.installed(self, head)
         self._in_flight = None
         if ready.raft.entries:
@@ -758,6 +764,7 @@ class Life:
                     break
                 entries.append(entry)
             if entries:
+                self.world.mark(self.name, "loads entries", low, high)
                 self.node.raft.entries_loaded(entries)
         for peer in ready.snapshots_wanted:
             self._begin_snapshot(peer)

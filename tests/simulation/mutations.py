@@ -16,6 +16,7 @@ from unittest import mock
 
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import read_ports
+from p2pcluster.core.executor import Executor
 from p2pcluster.core.log import Log, Progress
 from p2pcluster.core.messages import VoteRequest
 from p2pcluster.core.node import Node
@@ -381,6 +382,16 @@ def _forgets_parked(original: Any) -> Any:
     return count_delivery
 
 
+def _counts_what_waits(original: Any) -> Any:
+    def on_exit(self: Executor, key: int, how: str, running: int, stderr: list[str], now_ms: int) -> None:
+        works = self.processes[key].works
+        if running and works:
+            running = works[-1].slices[-1].hi - 1
+        original(self, key, how, running, stderr, now_ms)
+
+    return on_exit
+
+
 # ---- leading
 
 
@@ -444,6 +455,8 @@ def any_cluster() -> list[Patch]:
 HARD: dict[str, Any] = {"crash_every_ms": 900, "machines": 5, "voters": 3, "late": 0, "real_journal": False}
 SIM: dict[str, Any] = {"real_journal": False}
 SLOW_DISKS: dict[str, Any] = {**HARD, "fsync_ms_max": 25}
+SWAPPING: dict[str, Any] = {**SLOW_DISKS, "crash_every_ms": 2_500, "down_ms_max": 8_000, "delay_ms_max": 40,
+                            "partition_every_ms": 2_000}
 ALONE: dict[str, Any] = {**SLOW_DISKS, "voters": 1, "machines": 2}
 GROWING: dict[str, Any] = {**HARD, "voters": 1, "machines": 4}
 
@@ -465,14 +478,17 @@ MUTATIONS: tuple[Mutation, ...] = (
              {**HARD, "append_bytes_max": 200, "loss": 0.1, "partition_every_ms": 1_500}),
     Mutation("configuration before the no-op", early_configuration, "before anything of term", GROWING),
     Mutation("a learner that refuses to vote", learner_refuses, "no progress: 0 leaders",
-             {**GROWING, "change_crash_share": 0.5}),
+             {**SIM, "machines": 4, "voters": 1, "late": 0, "crash_every_ms": 0, "partition_every_ms": 0, "pause_every_ms": 0,
+              "change_crash_share": 0.5}),
     Mutation("a vote that is forgotten", swap(Raft, "_on_vote_request", _forgets_its_vote), " votes for .* and |not durable", HARD),
     Mutation("a leader by any vote", swap(Raft, "_count_votes", _wins_with_any_vote), "election safety|two leaders|durable on|by counting",
              {**HARD, "voters": 5}),
     Mutation("votes for any log", swap(Log, "is_up_to_date", _any_log), "leader completeness|durable on|lost it|cut off", HARD),
     Mutation("appends to any ground", swap(Raft, "_stands_on_common_ground", _any_ground), "log matching", HARD),
-    Mutation("cuts off what it has", swap(Raft, "_append_foreign", _truncates_what_it_has), "would be cut off|lost it|cuts off", HARD),
-    Mutation("the old half forgotten", forgets_the_old_half, "durable on|election safety|two leaders", GROWING),
+    Mutation("cuts off what it has", swap(Raft, "_append_foreign", _truncates_what_it_has),
+             "would be cut off|lost it|cuts off|leader completeness", HARD),
+    Mutation("the old half forgotten", forgets_the_old_half, "durable on|election safety|two leaders",
+             SWAPPING),
     Mutation("compaction without a snapshot", swap(Progress, "wait_for_snapshot", _skips_over_compacted), "no progress",
              {**GROWING, "log_bytes_max": 3_000}),
     Mutation("a commit index that goes back", swap(Raft, "_on_append_entries", _commit_goes_back), "goes back from commit|uncommitted",
@@ -482,7 +498,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("outputs of what was refused", swap(State, "_apply_done", _emits_for_the_refused), "are open|instead of|never put", HARD),
     Mutation("an old epoch accepted", swap(State, "_apply_put", _old_epoch), "instead of", {**HARD, "process_dies_share": 0.05}),
     Mutation("session_end that counts nothing", swap(State, "_ran_in", _counts_nothing), "instead of", HARD),
-    Mutation("a release by a stale fence", swap(State, "_apply_release", _releases_under_any_fence), "instead of", HARD),
+    Mutation("deliveries counted for what only waits", swap(Executor, "on_exit", _counts_what_waits), "deliveries count",
+             {**HARD, "process_dies_share": 0.05}),
+    Mutation("a release by a stale fence", swap(State, "_apply_release", _releases_under_any_fence), "instead of", SIM),
     Mutation("keys forgotten", swap(State, "_load_keys", _nothing), "instead of|is not the log's|hash", HARD),
     Mutation("a hash that leaves something out", swap(State, "_mix", _mixes_only_ok), "hash", SIM),
     Mutation("a parked item lost", swap(State, "_count_delivery", _forgets_parked), "are open", SIM),

@@ -57,6 +57,8 @@ class Options:
     clients: int = 2
     client_puts: int = 12
     process_dies_share: float = 0.004
+    janitor_every_ms: int = 0  # somebody looks at the parked items
+    runs: int = 1
     # phases
     safety_ms: int = 10_000
     calm_ms_max: int = 90_000
@@ -70,7 +72,7 @@ class Options:
 def draw(seed: int, **given: Any) -> Options:
     """The options of a seed; `given` ones go over them."""
     random = Random(f"options {seed}")
-    machines = random.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 6, 7))
+    machines = random.choice((1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 6, 7))
     late = random.randrange(0, 1 + machines // 3) if machines > 1 else 0
     founded = [count for count in (1, 3, 5) if count <= machines - late]
     calm_network = random.random() < 0.25
@@ -85,13 +87,14 @@ def draw(seed: int, **given: Any) -> Options:
         partition_every_ms=sometimes(0.4, 1500, 6000), one_way_every_ms=sometimes(0.25, 2000, 6000),
         udp_cut_every_ms=sometimes(0.15, 2000, 6000), tcp_cut_every_ms=sometimes(0.25, 2000, 6000), reset_share=random.random(),
         pause_every_ms=sometimes(0.25, 1000, 5000), clock_stop_every_ms=sometimes(0.15, 2000, 6000),
-        crash_every_ms=random.randrange(1500, 5500), power_share=random.random() * 0.6, down_ms_max=random.choice((300, 1500, 4000)),
-        leave_every_ms=sometimes(0.15, 3000, 8000), stop_every_ms=sometimes(0.2, 2000, 8000), wipes=int(random.random() < 0.12),
+        crash_every_ms=random.randrange(1500, 4800), power_share=random.random() * 0.6, down_ms_max=random.choice((300, 1500, 4000)),
+        leave_every_ms=sometimes(0.25, 2000, 6000), stop_every_ms=sometimes(0.2, 2000, 8000), wipes=int(random.random() < 0.12),
         fsync_ms_max=random.choice((0, 0, 3, 25)), commit_error_every_ms=sometimes(0.2, 2000, 8000), disk_full_every_ms=sometimes(0.1, 3000, 8000),
         log_bytes_max=random.choice((3_000, 20_000, 1 << 28)), body_memory_bytes_max=random.choice((0, 300, 1 << 27)),
         log_memory_bytes_max=random.choice((0, 2_000, 1 << 24)), append_bytes_max=random.choice((200, 2_000, 1 << 18)),
         change_crash_share=random.choice((0.0, 0.0, 0.2)),
-        gen_items=random.randrange(10, 60), cursor_items=random.randrange(5, 30), clients=random.randrange(1, 4),
-        client_puts=random.randrange(3, 16), process_dies_share=random.choice((0.0, 0.004, 0.02)),
+        gen_items=random.randrange(8, 40), cursor_items=random.randrange(4, 16), clients=random.randrange(1, 4),
+        client_puts=random.randrange(3, 11), process_dies_share=random.choice((0.0, 0.004, 0.02)),
+        janitor_every_ms=sometimes(0.3, 300, 2000), runs=2 if random.random() < 0.1 else 1,
     )
     return replace(options, **given)

@@ -7,6 +7,7 @@ number. `World.fingerprint` covers each event and each byte that was sent, so th
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
@@ -33,6 +34,7 @@ class World:
         self.random = Random(options.seed)
         self.now_ms = 0
         self.events = 0
+        self.counts: Counter[str] = Counter()  # what happened how often
         self.says: Callable[[str], None] | None = None
         self._heap: list[tuple[int, int, Action]] = []
         self._scheduled = 0
@@ -70,11 +72,12 @@ class World:
 
     # ---- the trace
 
-    def mark(self, *facts: Any) -> None:
+    def mark(self, who: str, what: str, *details: Any) -> None:
         """Something happened that a replay must repeat."""
-        self._trace.update(repr((self.now_ms, *facts)).encode())
+        self.counts[what] += 1
+        self._trace.update(repr((self.now_ms, who, what, *details)).encode())
         if self.says is not None:
-            self.says(f"{self.now_ms:7} {' '.join(map(str, facts))}")
+            self.says(f"{self.now_ms:7} {who} {what} {' '.join(map(str, details))}")
 
     def mark_bytes(self, data: Buffer) -> None:
         self._trace.update(data)
