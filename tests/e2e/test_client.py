@@ -267,7 +267,7 @@ def test_what_is_taken_and_not_acknowledged_comes_back_when_the_program_is_gone(
                 os._exit(0)
         """)
         assert done.out == "0 1\n", done.err
-        with cluster.take("out", wait_s=2) as items:
+        with cluster.take("out", wait_s=1) as items:
             assert list(items) in ([1, 2], [0, 1, 2]), "whether the acknowledgement of 0 was still heard is chance"
 
 
@@ -367,7 +367,7 @@ def _done(cluster: Cluster) -> int:
 def test_after_a_put_of_unknown_outcome_the_next_value_is_not_taken_for_it(
     cluster: Cluster, echo: Site, proxy: Proxy
 ) -> None:
-    with _connect_through(proxy, echo, "echo", 2) as through:
+    with _connect_through(proxy, echo, "echo", 1) as through:
         through.put("in", 0)
         put_so_far = _done(cluster)
         proxy.hold_answers()
@@ -466,6 +466,8 @@ def test_a_taker_goes_on_after_the_node_was_killed(site: Site) -> None:
                 if len(found) == 50:
                     site.nodes[-1].kill()
                     site.hands()
+                if len(set(found)) == 300:
+                    break
     assert set(found) == set(range(300))
     assert len(found) <= 301, "only the one in hand may come twice"
 
