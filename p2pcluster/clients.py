@@ -9,10 +9,14 @@ import contextlib
 import selectors
 from collections.abc import Callable
 
-from p2pcluster.core.codec import Message, decode, encode
+from p2pcluster import config
+from p2pcluster.core.codec import Buffer, Message, decode, encode
 from p2pcluster.core.handshake import Identity
-from p2pcluster.errors import ProtocolError
+from p2pcluster.errors import ProtocolError, RemoteProtocolError
 from p2pcluster.stream import Connection, ConnectionClosed
+
+WAITING_BYTES_MAX = config.FRAME_BYTES_MAX  # of answers on their way to one client
+TOLD_MAX = 1024  # sentences about what clients do wrong
 
 
 class Clients:
@@ -26,6 +30,8 @@ class Clients:
         self._on_note = on_note
         self._connections: dict[str, Connection] = {}
         self._count = 0
+        self.refused_count = 0
+        self._told: set[tuple[str, str]] = set()
 
     def __contains__(self, session_id: object) -> bool:
         return session_id in self._connections
@@ -73,11 +79,11 @@ class Clients:
             for payload in connection.read() if mask & selectors.EVENT_READ else ():
                 if session_id not in self._connections:
                     return  # a reply found it gone
-                self._on_message(session_id, decode(payload))
+                self._on_message(session_id, _request(payload))
         except ConnectionClosed:
             self._drop(session_id)
         except ProtocolError as error:
-            self._on_note(f"a client at {connection.peer_address} was refused: {error}")
+            self._tell(connection.peer_address.rpartition(":")[0], error)
             self._drop(session_id)
         self._flush(session_id)
 
@@ -90,10 +96,19 @@ class Clients:
         except ConnectionClosed:
             self._drop(session_id)
             return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
+        # Who does not take his answers is not heard until he does: they would fill the memory.
+        hears = connection.outgoing_bytes < WAITING_BYTES_MAX
+        wanted = (selectors.EVENT_READ if hears else 0) | (selectors.EVENT_WRITE if connection.wants_write else 0)
         key = self._selector.get_key(connection)
         if key.events != wanted:
             self._selector.modify(connection, wanted, key.data)
+
+    def _tell(self, host: str, error: ProtocolError) -> None:
+        """Once for each machine and kind of trouble; each time it is counted."""
+        self.refused_count += 1
+        if (host, error.code) not in self._told and len(self._told) < TOLD_MAX:
+            self._told.add((host, error.code))
+            self._on_note(f"a client at {host} was refused: {error}")
 
     def _drop(self, session_id: str) -> None:
         connection = self._connections.pop(session_id, None)
@@ -101,3 +116,11 @@ class Clients:
             self._selector.unregister(connection)
             connection.close()
             self._on_gone(session_id)
+
+
+def _request(payload: Buffer) -> Message:
+    """The message in `payload`. Raises `RemoteProtocolError`, also for one that could not be replicated in one frame."""
+    if len(payload) > config.REQUEST_BYTES_MAX:
+        raise RemoteProtocolError(
+            f"a request of {len(payload)} bytes is over the limit of {config.REQUEST_BYTES_MAX}: send it in smaller pieces")
+    return decode(payload)

@@ -30,6 +30,7 @@ OUTPUT_PART_BYTES = 1 * MIB  # outputs of one item beyond this go ahead in parts
 BULK_SLICE_BYTES = 256 * KIB  # snapshots, bundles and logs; one slice takes 20 ms at 100 Mbit/s
 COMMIT_BYTES_MAX = 32 * MIB  # a group commit closes here: twice the largest value, so one never waits for room
 FRAME_BYTES_MAX = 64 * MIB  # a group commit and the message around it; a longer frame is not p2pcluster, or an attack
+REQUEST_BYTES_MAX = 24 * MIB  # what a client says at once: with the quarter of a group commit that may stand before it, one entry
 DATAGRAM_BYTES_MAX = 1200  # below every path MTU in use (IPv6's 1280 less headers): a beacon is never fragmented
 PREAUTH_BYTES_MAX = 4 * KIB  # what a stranger may make a node hold, for each connection...
 PREAUTH_TOTAL_BYTES_MAX = 16 * PREAUTH_BYTES_MAX  # ...and for all of them together
@@ -59,6 +60,8 @@ SOURCE_BATCHES_IN_FLIGHT = 4  # of a source: the next ones are filled while thes
 SOURCE_FLUSH_S = 0.002  # a value waits this long at most for company
 RESTART_BACKOFF_S = 0.1  # before a process is started again that died twice without finishing anything; doubles...
 RESTART_BACKOFF_MAX_S = 30.0  # ...up to this
+DOUBLINGS_MAX = 64  # of any back-off: all are at their limit long before, and the 1024th power of 2.0 is an error
+TROUBLE_FORGOTTEN_S = 300.0  # a node where a stage did not start, and others run it, is tried again after this
 ON_DONE_TRIES = 4  # an `on_done` that keeps failing is given up with an alarm, so that a run can end
 STDERR_LINES_KEPT = 20  # of each process, for the record of an item that it died with
 PARKED_ITEMS_MAX = 200  # of one answer about parked items: each may bring a traceback and those lines, 60 KB in all
@@ -127,6 +130,7 @@ def validate() -> None:
     assert VALUE_BYTES_MAX < COMMIT_BYTES_MAX, "the largest value fits in a group commit with others"
     assert VALUE_BYTES_MAX <= GRANT_BYTES_MAX < FRAME_BYTES_MAX, "any value can be handed out, in a frame that is not full"
     assert COMMIT_BYTES_MAX + MIB <= FRAME_BYTES_MAX, "a group commit and its headers fit in one frame"
+    assert VALUE_BYTES_MAX + MIB < REQUEST_BYTES_MAX <= COMMIT_BYTES_MAX * 3 // 4, "any value can be put, and its entry replicated"
     assert VALUE_BYTES_MAX <= QUEUE_BYTES_MAX, "the largest value fits in an empty queue"
     assert VALUE_BYTES_MAX <= BODY_MEMORY_BYTES_MAX, "the largest value fits in memory's budget"
     assert OUTPUT_PART_BYTES <= VALUE_BYTES_MAX, "a part is no larger than what a queue must take anyway"

@@ -19,6 +19,7 @@ from p2pcluster.core.handshake import Identity
 from p2pcluster.core.messages import KINDS_ON_THE_WIRE, InstallSnapshot, SnapshotMeta, from_message, to_message
 from p2pcluster.core.node import Node, ToPeer
 from p2pcluster.core.snapshot import Head
+from p2pcluster.errors import RemoteProtocolError
 from p2pcluster.peers import SILENT_S, Peers
 
 SLICE_BYTES = config.BULK_SLICE_BYTES
@@ -196,9 +197,13 @@ class Neighbours:
             self._to_machine_half(message)
 
     def _on_hello(self, node_id: str, message: Message) -> None:
-        hello = self.hellos[node_id]
+        hello, where = self.hellos[node_id], message.fields["leader_address"]
+        try:
+            _ = None if where is None else parse_address(where)
+        except ValueError as error:
+            raise RemoteProtocolError(f"{where!r:.50} is not where a leader is") from error
         hello.cluster_id, hello.leader = message.fields["cluster_id"], message.fields["leader"]
-        hello.leader_address, hello.term = message.fields["leader_address"], message.fields["term"]
+        hello.leader_address, hello.term = where, message.fields["term"]
 
     def _on_raft(self, message: Message, now_ms: int) -> None:
         assert self.node is not None, "the node is made before it has neighbours"

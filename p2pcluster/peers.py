@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from p2pcluster import config
-from p2pcluster.config import Address
+from p2pcluster.config import Address, parse_address
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.handshake import Handshake, Identity
 from p2pcluster.errors import ClusterError, ProtocolError
@@ -20,6 +20,7 @@ from p2pcluster.stream import Connection, ConnectionClosed, start_dial
 REDIAL_S = 0.1  # after a connection was lost or refused; doubles with each failure ...
 REDIAL_S_MAX = 2.0  # ... up to this: a node that comes back is found within it
 WAITING_BYTES_MAX = 4 * config.MIB  # of a large transfer on its way to one peer; what is urgent is never far behind
+TOLD_MAX = 1024  # sentences about what other nodes do wrong
 SILENT_S = config.SESSION_TIMEOUT_MS / 2000  # a connection over which nothing came for so long is given up: its machine, or the way to it, is gone
 
 
@@ -48,6 +49,10 @@ class Peer:
         """Where the node listens: what it says of itself, with the host that it is seen at where it does not know its own."""
         said = self.identity.facts.get("address")
         if not isinstance(said, str):
+            return None
+        try:
+            parse_address(said)
+        except ValueError:
             return None
         host, _, port = said.rpartition(":")
         seen = self.connection.peer_address.rpartition(":")[0]
@@ -83,7 +88,7 @@ class Peers:
     peers: dict[str, Peer] = field(default_factory=dict)
     _targets: dict[str, Target] = field(default_factory=dict)
     _dialling: dict[str, _Dialling] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
+    _told: set[tuple[str, str]] = field(default_factory=set)
     _ticked_s: float = 0.0
 
     def want(self, name: str, address: Address, node_id: str | None) -> None:
@@ -176,7 +181,7 @@ class Peers:
             return
         except ClusterError as error:
             self._failed(name, now_s)
-            self._tell(f"{dialling.target.address}: {error}")
+            self._tell((str(dialling.target.address), error.code), f"{dialling.target.address}: {error}")
             return
         if not connection.is_established:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_write else 0)
@@ -204,12 +209,13 @@ class Peers:
         self._again(dialling.target, now_s)
 
     def _again(self, target: Target, now_s: float) -> None:
-        target.next_s = now_s + min(REDIAL_S * 2.0**target.tries, REDIAL_S_MAX)
+        target.next_s = now_s + min(REDIAL_S * 2.0 ** min(target.tries, config.DOUBLINGS_MAX), REDIAL_S_MAX)
         target.tries += 1
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, key: tuple[str, str], text: str) -> None:
+        """Once for each place and kind of trouble: the text may hold what a stranger says, who can say something else each time."""
+        if key not in self._told and len(self._told) < TOLD_MAX:
+            self._told.add(key)
             self.events.on_note(text)
 
     # ---- connections
@@ -248,7 +254,7 @@ class Peers:
             self._drop(node_id)
             return
         except ProtocolError as error:
-            self._tell(f"node {peer.identity.name}: {error}; its connection is closed")
+            self._tell((node_id, error.code), f"node {peer.identity.name}: {error}; its connection is closed")
             self._drop(node_id)
             return
         if self.peers.get(node_id) is peer:

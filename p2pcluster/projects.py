@@ -32,6 +32,7 @@ class Projects:
         self._on_note = on_note
         self._waiting: dict[str, list[Start]] = {}
         self._fetched: dict[str, list[bytes]] = {}
+        self._fetched_again: set[str] = set()
 
     def provide(self, action: Start) -> None:
         """Start the process, now or when its project has come."""
@@ -100,6 +101,12 @@ class Projects:
         try:
             bundle.unpack(zip_bytes, actions[0].project["zip_sha256"], self._folder / version)
         except ClusterError as error:
+            if version in self._fetched_again:
+                self._fetched_again.discard(version)
+                for action in actions:  # the process is tried again later, and with it this
+                    self._on_failure(action.key, f"could not be started ({error})", 0, [])
+                return
+            self._fetched_again.add(version)
             self._on_note(f"the project of version {version[:8]} did not come whole and is fetched again: {error}")
         for action in actions:
             self.provide(action)

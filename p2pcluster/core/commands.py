@@ -22,6 +22,9 @@ from p2pcluster.core.codec import Buffer, Message, decode_all
 from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
 
+NAME_CHARS_MAX = 200  # longer than any that `graph` and `bundle` make
+PROCESSES_MAX = 10_000  # of one stage: each is planned by itself
+
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "put": {"producer": (list,), "ports": (list,), "source": (dict, type(None))},
     "done": {"queue": (str,), "ranges": (list,), "ports": (list,), "whole": (bool,)},
@@ -173,6 +176,8 @@ def check(message: Message) -> None:
         wrong_bool = isinstance(value, bool) and bool not in types
         if value is ... or not isinstance(value, types) or wrong_bool:
             raise _wrong(message, name)
+        if message.kind == "deploy" and name in ("pipeline", "version") and not _is_name(value):
+            raise _wrong(message, name)
         inside = _INSIDE.get(name) or _PLAIN.get(types)
         if inside is not None and not inside(value):
             raise _wrong(message, name)
@@ -257,9 +262,15 @@ def _is_manifest(manifest: dict[str, Any]) -> bool:
         names = {name for stage in stages for port in stage["ports"] for name in port["queues"]}
         names |= {stage["reads"] for stage in stages if stage["reads"] is not None}
         return names <= {queue["name"] for queue in queues} and all(
-            len(edge) == 2 for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
+            len(edge) == 2 and all(map(_is_name, edge)) for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
     except (KeyError, TypeError):
         return False
+
+
+def _is_name(value: Any) -> bool:
+    """Of a pipeline, a stage or a queue. A pipeline's, and a version, are folders too."""
+    is_usable = isinstance(value, str) and value.isprintable() and "/" not in value and value not in (".", "..")
+    return is_usable and 0 < len(value) <= NAME_CHARS_MAX
 
 
 def _is_amount(value: Any) -> bool:
@@ -267,9 +278,12 @@ def _is_amount(value: Any) -> bool:
 
 
 _STAGE: dict[str, Callable[[Any], bool]] = {
-    "name": _is_text,
+    "name": _is_name,
+    "reads": lambda queue: queue is None or _is_name(queue),
+    "ports": lambda ports: all(isinstance(port["queues"], list) for port in ports),
+    "where": lambda where: where is None or _is_text(where),
     "kind": lambda kind: kind in ("source", "stage", "sink"),
-    "processes": lambda count: count == "auto" or (_is_number(count) and count > 0),
+    "processes": lambda count: count == "auto" or (_is_number(count) and 0 < count <= PROCESSES_MAX),
     "per_node": lambda count: count is None or _is_number(count),
     "retries": _is_number,
     "backoff_s": _is_amount,
@@ -278,7 +292,7 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "shape": _is_text,
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {
-    "name": _is_text,
+    "name": _is_name,
     "maxsize": lambda count: count is None or _is_number(count),
     "bytes_max": lambda size: size is None or _is_number(size),
     "read_by": lambda stage: stage is None or _is_text(stage),
@@ -306,7 +320,7 @@ def keys_of(blob: Buffer) -> list[str | None]:
     """The keys of a `keys` blob. Raises `RemoteProtocolError`."""
     try:
         keys = json.loads(bytes(blob))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RemoteProtocolError("a blob of keys is not JSON") from error
     if not isinstance(keys, list) or not all(key is None or isinstance(key, str) for key in keys):
         raise RemoteProtocolError("a blob of keys is not a list of str or null")

@@ -80,6 +80,9 @@ class Reason(enum.Enum):
     ELSEWHERE = "for another node"
 
 
+_STRANGE = (Reason.TOO_LONG, Reason.NOT_OURS, Reason.CUT)  # for which a person reads the same sentence
+
+
 class State(enum.Enum):
     """Where a node stands between its start and its cluster."""
 
@@ -469,9 +472,10 @@ class Gate:
         return mac.digest()[:TAG_BYTES]
 
     def _tell(self, host: str, refusal: _Refusal) -> None:
-        if not refusal.note or (host, refusal.reason) in self._told or len(self._told) >= TOLD_MAX:
+        told = (host, Reason.NOT_OURS if refusal.reason in _STRANGE else refusal.reason)
+        if not refusal.note or told in self._told or len(self._told) >= TOLD_MAX:
             return
-        self._told.add((host, refusal.reason))
+        self._told.add(told)
         self._notes.append(f"{host} {refusal.note}")
 
 

@@ -142,6 +142,8 @@ class StageWork:
     crashes: int = 0
     start_at_ms: int = 0
     trouble: str | None = None
+    trouble_ms: int = 0
+    of: tuple[str, int] = ("", 0)  # the version and run that it was last planned for
     said_ms: int | None = None
 
     @property
@@ -294,8 +296,9 @@ class Executor:
         stage = self.stages.get(full)
         if stage is None:
             stage = self.stages[full] = StageWork(full, f"{name}/{record['reads']}", ports, record)
-        if stage.record != record:
-            stage.crashes, stage.start_at_ms, stage.trouble = 0, 0, None
+        of = (pipeline["version"], pipeline["run"])
+        if stage.record != record or stage.of != of:
+            stage.crashes, stage.start_at_ms, stage.trouble, stage.of = 0, 0, None, of
         stage.record, stage.ports, stage.queue = record, ports, f"{name}/{record['reads']}"
         stage.desired = desired
 
@@ -358,6 +361,7 @@ class Executor:
             assert process.assigned is not None, "a source is started for an assignment"
             self._send(process, Message("begin", process.assigned.fields, process.assigned.blobs))
         elif process.spec.role == "stage":
+            self.stages[_full(process.spec)].trouble = None
             self._feed(self.stages[_full(process.spec)])
             self._update_window()
 
@@ -470,10 +474,10 @@ class Executor:
             return
         stage.crashes += 1
         if stage.crashes > 1 or not process.ready:
-            delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** (stage.crashes - 1), config.RESTART_BACKOFF_MAX_S)
+            delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** min(stage.crashes - 1, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
             stage.start_at_ms = self._now_ms + int(1000 * delay_s)
         if not process.ready:
-            stage.trouble = self._start_trouble(process, how, stderr)
+            stage.trouble, stage.trouble_ms = self._start_trouble(process, how, stderr), self._now_ms
             self._say(f"{process.spec.stage}: {stage.trouble}")
         elif not running:
             self._say(f"{process.spec.stage}: its process {how} and is started again")
@@ -499,7 +503,7 @@ class Executor:
         if not process.stopping:
             tries = self._source_backoff.get(where, (0, 0))[0] + 1
             delay_s = 0.0 if tries == 1 and process.failure is None else min(
-                config.RESTART_BACKOFF_S * 2.0**tries, config.RESTART_BACKOFF_MAX_S)
+                config.RESTART_BACKOFF_S * 2.0 ** min(tries, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
             self._source_backoff[where] = (tries, self._now_ms + int(1000 * delay_s))
             if process.failure is not None:
                 self._alarm(process.spec, f"{process.spec.stage}: the source raised {process.failure['text']}; it is started again, and its "
@@ -736,6 +740,9 @@ class Executor:
         for process in self.processes.values():
             if process.ready:
                 running[_full(process.spec)] = running.get(_full(process.spec), 0) + 1
+        for stage in self.stages.values():  # of a stage that others have taken over: what was missing may be there by now
+            if stage.trouble and not stage.desired and self._now_ms >= stage.trouble_ms + int(1000 * config.TROUBLE_FORGOTTEN_S):
+                stage.trouble = None
         stats = {
             "running": running,
             "service_us": {s.name: round(s.service_us, 1) for s in self.stages.values() if s.service_us is not None},

@@ -415,7 +415,7 @@ class Node:
         if queue is None or stage is None:
             return message
         deliveries = queue.deliveries.get(message.fields["id"], 0)
-        delay_s = min(float(stage["backoff_s"]) * 2.0**deliveries, config.BACKOFF_MAX_S)
+        delay_s = min(float(stage["backoff_s"]) * 2.0 ** min(deliveries, config.DOUBLINGS_MAX), config.BACKOFF_MAX_S)
         return message._replace(fields={**message.fields, "delay_ms": int(1000 * delay_s * self._random.uniform(0.75, 1.25))})
 
     # ---- puts, held back while their queues are full
@@ -646,7 +646,7 @@ class Node:
                 loads.append(Load(
                     name, stage["kind"], stage["processes"], stage["per_node"], queue.open_count if queue else 0,
                     sum(measured) / len(measured) if measured else 0.0,
-                    *self._home_of(pipeline, stage, nodes),
+                    *self._home_of(pipeline, stage, nodes), frozenset(n.id for n in nodes if name in n.troubles),
                 ))
         return loads
 
@@ -693,7 +693,8 @@ class Node:
         origin = self._origin_of(pipeline, nodes)
         if origin is None and stage["where"] == "origin":
             return
-        session = origin or nodes[shard % len(nodes)]
+        sound = [n for n in nodes if not any(name.startswith(f"{pipeline.name}/") for name in n.troubles)] or nodes
+        session = origin or sound[shard % len(sound)]
         self._owners[key] = session.id
         command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,
                                      "boot": session.boot})

@@ -13,6 +13,8 @@ from p2pcluster.core.codec import Message
 from p2pcluster.errors import RemoteProtocolError
 
 VERSION = 1
+NUMBER_END = 1 << 62  # what comes from others is below it, and so fits in a table whatever is added to it
+_SLICES = frozenset({"snapshot_slice", "bundle_slice"})  # which carry one blob
 
 Types = tuple[type, ...]
 _NUMBER: Types = (int,)
@@ -106,6 +108,10 @@ def check(link: str, sender: str, message: Message) -> None:
         value = message.fields.get(name, ...)
         if value is ... or not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} is missing or not what it must be")
-    request = message.fields.get("req", 0)
+        if type(value) is int and link != "process" and not 0 <= value < NUMBER_END:
+            raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} is out of range")
+    if len(message.blobs) != 1 and message.kind in _SLICES:
+        raise RemoteProtocolError(f"message {message.kind!r} has {len(message.blobs)} blobs")
+    request = message.fields.get("req", None if link == "client" else 0)  # each of a client's messages is answered
     if not isinstance(request, int) or isinstance(request, bool):
         raise RemoteProtocolError(f"message {message.kind!r}: field 'req' is not a number")

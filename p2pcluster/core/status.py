@@ -12,6 +12,7 @@ from p2pcluster.core.membership import role_of
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import PipelineState, QueueState
 from p2pcluster.core.quorum import Configuration
+from p2pcluster.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from p2pcluster.core.node import Session
@@ -95,7 +96,7 @@ def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, s
     if pipeline.state != "running":
         return f"run {pipeline.run} is done" if pipeline.state == "done" else "no run was started"
     troubles = [session.troubles[name] for session in nodes if name in session.troubles]
-    if troubles:
+    if troubles and not processes:
         return troubles[0]
     if stage["where"] == "origin" and not any(session.node == pipeline.origin.get("node") for session in nodes):
         return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
@@ -128,7 +129,7 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
 
 def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[str]:
     found = [alarms[key] for key in sorted(alarms)]
-    found += [f"{stage}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
+    found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
     for queue in state.queues.values():
         pipeline = state.pipelines.get(queue.pipeline)
         if pipeline is None or queue.read_by or queue.results or not queue.open_count:
@@ -142,7 +143,10 @@ def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[
 def parked_items(state: State, pipeline: str | None, after: str | None, count: int) -> list[dict[str, Any]]:
     """Parked items without their values, `count` at most, by queue and id from the one on that follows the item called `after`."""
     name_after, _, id_after = (after or ":0").rpartition(":")
-    behind = (name_after, int(id_after))
+    try:
+        behind = (name_after, int(id_after))
+    except ValueError as error:
+        raise RemoteProtocolError(f"{after!r:.50} is no item") from error
     found: list[dict[str, Any]] = []
     for name in sorted(state.queues):
         queue = state.queues[name]

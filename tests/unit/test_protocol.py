@@ -41,11 +41,13 @@ def test_a_message_of_the_other_side_is_refused() -> None:
 
 
 def test_a_missing_field_and_a_bool_for_a_number_are_refused() -> None:
-    protocol.check("client", "client", Message("take", {"queue": "p/q", "count": 1}))
+    protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q", "count": 1}))
+    with pytest.raises(RemoteProtocolError, match="'req'"):
+        protocol.check("client", "client", Message("take", {"queue": "p/q", "count": 1}))
     with pytest.raises(RemoteProtocolError, match="'count'"):
-        protocol.check("client", "client", Message("take", {"queue": "p/q"}))
+        protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q"}))
     with pytest.raises(RemoteProtocolError, match="'count'"):
-        protocol.check("client", "client", Message("take", {"queue": "p/q", "count": True}))
+        protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q", "count": True}))
 
 
 def good_put() -> Message:

@@ -1,0 +1,144 @@
+"""Messages as somebody sends them who holds the key and means no good, or whose program is broken.
+
+Decided here: what is tried. Each begins as a message that a node takes in, and is then changed in a few places, so that it gets
+past the first check and meets the ones behind it. All comes from a seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from random import Random
+from typing import Any
+
+from p2pcluster.core import commands
+from p2pcluster.core.codec import Message, decode, encode_bytes
+from p2pcluster.core.commands import Port, lengths_blob
+from p2pcluster.core.graph import Pipeline, Queue
+from p2pcluster.core.ranges import Fence
+from p2pcluster.core.stages import stage
+from p2pcluster.errors import LocalProtocolError
+
+NAME = "victim"
+DEEP_NESTING = (40, 300)  # within what JSON is read to, and beyond what code that calls itself for each level should go to
+
+
+@stage
+def Same(value: Any) -> Any:
+    return value
+
+
+def manifest(name: str = NAME) -> dict[str, Any]:
+    """Of the pipeline that is attacked: one queue that is fed from outside, one stage, results."""
+    return Pipeline(name, Queue("in") >> Same).manifest()
+
+
+def deploying(name: str = NAME, version: str = "0" * 64) -> list[Message]:
+    """What ships it and begins a run, without a project that could be run."""
+    return [
+        Message("bundle_part", {"version": version, "part": 0, "parts": 1}, (b"zip",)),
+        Message("deploy", {"pipeline": name, "version": version, "origin": {"node": "n", "name": "host", "folder": "/f"},
+                           "manifest": manifest(name), "files": {"pipeline.py": "0" * 64}, "zip_sha256": "0" * 64,
+                           "project": {"module": "pipeline", "variable": "pipeline", "import_paths": ["."]}}),
+        Message("start_run", {"pipeline": name, "params": {"a": 1}}),
+    ]
+
+
+def requests(name: str = NAME) -> list[Message]:
+    """One well-formed message of each kind that a client may send, but for those that end the node."""
+    port, queue = Port([f"{name}/in"], lengths_blob([1, 2]), b"122"), f"{name}/in"
+    keyed = port._replace(keys=b'["k", null]')
+    fields: dict[str, dict[str, Any]] = {
+        "take": {"queue": queue, "count": 1},
+        "read": {"queue": queue, "after": 0, "count": 10},
+        "value": {"queue": queue, "id": 1},
+        "retry": {"queue": queue, "ids": [1, 2]},
+        "discard": {"queue": queue, "ids": [1]},
+        "close": {"pipeline": name, "name": "in"},
+        "status": {},
+        "parked": {"pipeline": name, "after": f"{queue}:1"},
+        "project": {"pipeline": name},
+        "wait": {"pipeline": name},
+    }
+    found = [
+        *deploying(name),
+        *(Message(kind, values) for kind, values in fields.items()),
+        commands.put("client:a", 1, 1, [port]),
+        commands.put("client:b", 1, 1, [keyed]),
+        commands.put("client:c", 1, 1, [port], {"count": 2, "hash": "h", "finished": False}, b"cursor"),
+        commands.done(queue, [(1, 3)], [Port([f"{name}/Same.results"], lengths_blob([1, 1, 1]), b"abc", lengths_blob([1, 2]))]),
+        commands.done(queue, [(1, 3)], [], whole=True),
+        commands.release(queue, [(1, 2)], Fence("n", "b", 1)),
+    ]
+    return [message._replace(fields={**message.fields, "req": 5}) for message in found]
+
+
+def nested(depth: int) -> Any:
+    found: Any = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+STRANGE: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2**31, 2**62, 2**63, -(2**63), 2**64, 10**300, 0.5, -0.0, 1e308, "", "0", "a", "victim", "victim/in", "in",
+    "x/y/z", ":", "a:b", "victim/in:", "victim/in:-1", ":99999999999999999999", "\0", "a\0b", "\ud800", "\u202e\u0661", "../../x", "/", ".", "..",
+    "source:victim/1/Same/0", "client:a", "x" * 3000, [], {}, [[]], [{}], [None], [0], [-1], ["a"], [[0, 1]], [[1, 2**62 - 1]], [[2, 1]],
+    [[1, 2], [1, 2]], [["a", "b", 1]], {"a": 1}, {"": None}, {"victim/in": [1]}, {"queues": ["victim/in"]}, nested(DEEP_NESTING[0]), nested(DEEP_NESTING[1]),
+)
+KINDS = ("stop_all", "assign", "forget", "member", "member_left", "session_end", "due", "fail", "on_done_ran", "reply", "grant", "values", "hello",
+         "raft_append", "__init__", "command", "", "\0", "x" * 500)
+BLOBS = (b"", b"\0", b"\xff" * 4, lengths_blob([1, 2]), lengths_blob([2**32 - 1] * 2), b"[" * 100_000, b"[null, 1]", b'["\\ud800", null]', b"nan",
+         b"cos\nsystem\n(S'exit 1'\ntR.")
+
+
+def mangled(message: Message, random: Random) -> Message:
+    """The message with one to three changes, as it comes out of the wire at the other side."""
+    kind, fields, blobs = message.kind, copy.deepcopy(message.fields), list(message.blobs)
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        what = random.randrange(10)
+        if what == 0:
+            kind = random.choice(KINDS) if random.random() < 0.5 else random.choice(requests()).kind
+        elif what <= 2 and blobs:
+            _change_blob(blobs, random)
+        elif what == 3:
+            fields[random.choice(("req", "result", "queue", "x", ""))] = copy.deepcopy(random.choice(STRANGE))
+        else:
+            _change_field(fields, random)
+    try:
+        return decode(encode_bytes(Message(kind, fields, tuple(blobs))))
+    except LocalProtocolError:
+        return message
+
+
+def _change_blob(blobs: list[Any], random: Random) -> None:
+    at = random.randrange(len(blobs))
+    what = random.randrange(4)
+    if what == 0:
+        del blobs[at]
+    elif what == 1:
+        blobs.insert(at, random.choice(BLOBS))
+    elif what == 2:
+        blobs[at] = random.choice(BLOBS)
+    else:
+        blobs[at] = bytes(blobs[at])[: random.randrange(len(blobs[at]) + 1)]
+
+
+def _change_field(fields: dict[str, Any], random: Random) -> None:
+    """Somewhere in the tree of the fields, mostly near the top."""
+    holder: Any = fields
+    while holder:
+        key = random.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+        if isinstance(holder[key], dict | list) and holder[key] and random.random() < 0.7:
+            holder = holder[key]
+            continue
+        if random.random() < 0.2:
+            del holder[key]
+        else:
+            holder[key] = copy.deepcopy(random.choice(STRANGE))
+        return
+
+
+def text_of(message: Message) -> str:
+    """For a test that has failed: the message that did it."""
+    return json.dumps([message.kind, message.fields])[:2000] + f" blobs {[bytes(blob[:60]) for blob in message.blobs]}"

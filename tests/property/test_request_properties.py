@@ -1,0 +1,134 @@
+"""Whatever a client says that holds the key: the node that leads answers it or refuses it with a typed error, and goes on.
+
+The node is whole but for its sockets and its disk: what it proposes is applied, what it plans is carried out by a machine's
+half, and every answer is put into bytes.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcluster.core import protocol
+from p2pcluster.core.codec import Message, decode, encode_bytes
+from p2pcluster.core.commands import Port, lengths_blob, put
+from p2pcluster.core.executor import Executor, ToLeader
+from p2pcluster.core.log import Log
+from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, Session, grant_message
+from p2pcluster.core.queues import State
+from p2pcluster.core.quorum import Configuration
+from p2pcluster.core.raft import HardState
+from p2pcluster.errors import RemoteProtocolError
+from tests import hostile
+
+MESSAGES = 40  # of one attack
+
+
+class Victim:
+    """A node that leads alone, with its machine's half, an honest client and a hostile one."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+        self.node = Node("n", Random(0), HardState(), Log(), State(), Configuration(("n",)), 0, 0)
+        self.executor = Executor("n")
+        self.answers: list[tuple[str, Message]] = []
+        while not self.node.is_serving:
+            self.pass_time()
+        self.node.open_session(Session(LOCAL_SESSION, "node", "n", "boot", "n", {"slots": 2}))
+        for name in ("honest", "hostile"):
+            self.node.open_session(Session(name, "client", name, "boot", name))
+        self.executor.on_new_leader({}, self.now_ms)
+        self.carry()
+        for message in hostile.deploying():
+            self.ask(message)
+        self.seq = 0
+
+    def pass_time(self, by_ms: int = 300) -> None:
+        self.now_ms += by_ms
+        self.node.tick(self.now_ms)
+        self.executor.tick(self.now_ms, {})
+        self.carry()
+
+    def carry(self) -> None:
+        for _ in range(100):
+            moved = False
+            for action in self.executor.take_actions():
+                moved = True
+                if isinstance(action, ToLeader):
+                    self.node.step(LOCAL_SESSION, action.message, self.now_ms)
+            for session, item in self.node.take_outbox():
+                moved = True
+                message = item if isinstance(item, Message) else self.materialized(item)
+                arrived = decode(encode_bytes(message))
+                if session == LOCAL_SESSION:
+                    self.executor.on_leader(arrived, self.now_ms)
+                else:
+                    self.answers.append((session, arrived))
+            if self.node.has_ready():
+                moved = True
+                self.node.advance(self.node.ready())
+            if not moved:
+                return
+        raise AssertionError("it does not come to rest")
+
+    @staticmethod
+    def materialized(grant: Grant) -> Message:
+        return grant_message(grant, [chunk.slice(lo, hi) for chunk, lo, hi in grant.pieces])
+
+    def hear(self, message: Message, session: str = "hostile") -> None:
+        """What a node's loop does with a client's message. Raises `RemoteProtocolError`, for which it closes the connection."""
+        protocol.check("client", "client", message)
+        self.node.step(session, message, self.now_ms)
+        self.carry()
+
+    def ask(self, message: Message) -> Message:
+        """An honest request and its answer."""
+        self.answers.clear()
+        self.hear(message._replace(fields={**message.fields, "req": 7}), "honest")
+        for _ in range(10):
+            for session, answer in self.answers:
+                if session == "honest" and answer.fields.get("req") == 7:
+                    return answer
+            self.pass_time()
+        raise AssertionError(f"no answer to an honest {message.kind}")
+
+    def write_down(self) -> None:
+        """The tables take in what there is, and a state is made of them again."""
+        rows = self.node.state.all_rows()
+        self.node.state.rows_changed()
+        self.node.state.rows_written()
+        assert rows
+
+    def is_well(self) -> None:
+        self.seq += 1
+        assert self.ask(put("client:honest", 1, self.seq, [Port(["good/in"], lengths_blob([1]), b"1")])).fields["result"] == "ok"
+        assert self.ask(Message("status", {})).fields["status"]["queues"]
+        self.write_down()
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_whatever_a_client_says_is_answered_or_refused_and_others_are_served(seed: int) -> None:
+    random = Random(seed)
+    victim = Victim()
+    for message in hostile.deploying("good", "1" * 64):
+        victim.ask(message)
+    for _ in range(MESSAGES):
+        message = random.choice(hostile.requests())
+        if random.random() < 0.9:
+            message = hostile.mangled(message, random)
+        if message.kind in ("stop", "leave"):
+            continue
+        try:
+            victim.hear(message)
+        except RemoteProtocolError:
+            pass
+        except Exception as error:
+            raise AssertionError(hostile.text_of(message)) from error
+        try:
+            victim.pass_time(random.choice((20, 1100)))
+        except Exception as error:
+            raise AssertionError("later: " + hostile.text_of(message)) from error
+    victim.is_well()
