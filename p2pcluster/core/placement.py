@@ -25,6 +25,7 @@ class Load:
     service_us: float
     only: str | None = None  # the one node that it may run on
     prefers: str | None = None  # the node that it runs on as long as that is there
+    barred: frozenset[str] = frozenset()  # nodes where it does not start: they get none of it as long as there are others
 
     def wait_us(self, processes: int) -> float:
         """How long the last item in line waits."""
@@ -95,8 +96,9 @@ def _spread(plan: Plan, load: Load, count: int, slots: dict[str, int]) -> None:
         room = [node for node in plan if load.per_node is None or plan[node].get(load.stage, 0) < load.per_node]
         if load.only is not None:
             room = [node for node in room if node == load.only]
-        elif load.prefers in room:
-            room = [load.prefers]
+        else:
+            room = room if plan.keys() <= load.barred else [node for node in room if node not in load.barred]
+            room = [load.prefers] if load.prefers in room else room
         if not room:
             return
         node = max(room, key=lambda name: slots[name] - sum(plan[name].values()))

@@ -65,3 +65,11 @@ def test_a_stage_that_may_run_on_one_node_only_waits_for_it() -> None:
 def test_a_sink_is_where_it_would_rather_be_as_long_as_that_node_is_there() -> None:
     assert plan_processes({"m": 9, "n": 1}, [load("a", 1, kind="sink", prefers="n")], {}) == {"m": {}, "n": {"a": 1}}
     assert plan_processes({"m": 9}, [load("a", 1, kind="sink", prefers="n")], {}) == {"m": {"a": 1}}
+
+
+def test_a_node_where_a_stage_does_not_start_gets_none_of_it_while_there_are_others() -> None:
+    barred = frozenset({"n"})
+    assert plan_processes({"m": 1, "n": 8}, [load("a", 4, barred=barred)], {}) == {"m": {"a": 4}, "n": {}}
+    assert plan_processes({"m": 1, "n": 8}, [load("a", 4, per_node=1, barred=barred)], {}) == {"m": {"a": 1}, "n": {}}
+    assert plan_processes({"n": 8}, [load("a", 4, barred=barred | {"gone"})], {}) == {"n": {"a": 4}}
+    assert plan_processes({"m": 1, "n": 8}, [load("sink", 1, prefers="n", barred=barred)], {}) == {"m": {"sink": 1}, "n": {}}
