@@ -6,8 +6,11 @@ half, and every answer is put into bytes.
 
 from __future__ import annotations
 
+import copy
 from random import Random
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,3 +135,54 @@ def test_whatever_a_client_says_is_answered_or_refused_and_others_are_served(see
         except Exception as error:
             raise AssertionError("later: " + hostile.text_of(message)) from error
     victim.is_well()
+
+
+def changed(kind: str, **changes: Any) -> Message:
+    """A well-formed request but for these fields; `...` leaves one out."""
+    message = next(request for request in hostile.requests() if request.kind == kind)
+    fields = {name: value for name, value in {**message.fields, **changes}.items() if value is not ...}
+    return message._replace(fields=fields)
+
+
+def deploy_with(part: str, **changes: Any) -> Message:
+    message = changed("deploy")
+    manifest = copy.deepcopy(message.fields["manifest"])
+    for name, value in changes.items():
+        manifest[part][0].pop(name)
+        if value is not ...:
+            manifest[part][0][name] = value
+    return changed("deploy", manifest=manifest)
+
+
+KILLERS: list[Message] = [
+    *(changed(kind, req=...) for kind in ("take", "read", "wait", "value", "put", "status")),
+    changed("take", req=True), changed("take", req=None), changed("take", count=-1), changed("read", after=-1), changed("read", count=1 << 62),
+    changed("parked", after="x"), changed("parked", after=":"), changed("parked", after=":" + "9" * 5000),
+    changed("deploy", pipeline="a/b"), changed("deploy", pipeline=".."), changed("deploy", pipeline="a\0b"), changed("deploy", pipeline=""),
+    changed("deploy", version="../../x"), changed("deploy", version="\0"),
+    *(deploy_with("stages", **change) for change in (
+        {"where": ...}, {"where": 1}, {"name": "a\0b"}, {"name": "a/b"}, {"reads": []}, {"ports": [{"queues": "in"}]}, {"processes": 1 << 61},
+        {"processes": True}, {"processes": 0}, {"kind": "source", "processes": "auto"})),
+    *(deploy_with("queues", **change) for change in ({"name": "\ud800"}, {"name": "a\nb"}, {"maxsize": -1}, {"outside": 0})),
+    changed("put", ports=[{"queues": [f"{hostile.NAME}/in"], "keys": True}])._replace(blobs=(lengths_blob([1]), b"1", b"[" * 100_000)),
+]
+
+
+@pytest.mark.parametrize("message", KILLERS, ids=lambda message: message.kind)
+def test_what_once_ended_a_node_or_would_is_refused_before_it_is_proposed(message: Message) -> None:
+    victim = Victim()
+    before = victim.node.state.hash
+    with pytest.raises(RemoteProtocolError):
+        victim.hear(message)
+    victim.pass_time()
+    assert victim.node.state.hash == before
+
+
+def test_an_item_that_has_failed_a_thousand_times_is_still_tried_again() -> None:
+    victim = Victim()
+    for at in range(3):
+        assert victim.ask(put("client:k", 1, at + 1, [Port([f"{hostile.NAME}/in"], lengths_blob([1]), b"1")])).fields["result"] == "ok"
+    victim.node.state.queues[f"{hostile.NAME}/in"].deliveries[1] = 5000
+    fail = Message("fail", {"queue": f"{hostile.NAME}/in", "id": 1, "fence": ["n", "boot", 1], "error": {}, "delay_ms": 0})
+    victim.node.step(LOCAL_SESSION, fail, victim.now_ms)
+    victim.carry()
