@@ -226,6 +226,9 @@ class Discovery:
 
     def _listen(self, now_ms: int) -> None:
         self._listens_until_ms = now_ms + self._window_ms
+        # Time alone proves nothing where a whole machine stood still for a moment: others must have been asked so often,
+        # a beat apart, and may have answered. One less than fits, since ticks are late.
+        self._asks_left = config.BEACONS_PER_FOUNDING_WINDOW - 1
         self._hurries_until_ms = now_ms + HURRIED_WINDOWS * self._window_ms
 
     # What can happen
@@ -312,6 +315,7 @@ class Discovery:
         is_time = now_ms >= self._next_ms
         if is_time:
             self._schedule(now_ms)
+            self._asks_left -= 1
             unicast.update(dict.fromkeys(self._unicast_addresses(now_ms)))
         return Due(is_time, tuple(unicast), decision)
 
@@ -321,7 +325,7 @@ class Discovery:
         if self._answers:
             return self._said_ms
         times = [self._next_ms]
-        if self.state is State.FRESH:
+        if self.state is State.FRESH and self._asks_left <= 0:
             times.append(max(self._listens_until_ms, self._said_ms + self._beat_ms))
         elif self.state is State.FOUNDER:
             times.append(self._serve_ms)
@@ -413,7 +417,7 @@ class Discovery:
 
     def waits_for(self, now_ms: int) -> str:
         """What keeps a node from being in a cluster, in words; "" when nothing does."""
-        if self.state is State.FRESH and now_ms >= self._listens_until_ms:
+        if self.state is State.FRESH and self._has_listened(now_ms):
             missing = self._missing(now_ms)
             if missing:
                 return f"waiting for {missing} more node{'s' * (missing > 1)} (--expect {self._expected()})"
@@ -479,7 +483,10 @@ class Discovery:
         if self._other_key is not None and not self.has_key:
             self._is_asking = True
             return self._once(AskForKey(*self._other_key))
-        return self._decide_founding(now_ms) if now_ms >= self._listens_until_ms else None
+        return self._decide_founding(now_ms) if self._has_listened(now_ms) else None
+
+    def _has_listened(self, now_ms: int) -> bool:
+        return self._asks_left <= 0 and now_ms >= self._listens_until_ms
 
     def _decide_founding(self, now_ms: int) -> Decision | None:
         if self._other_key is not None:

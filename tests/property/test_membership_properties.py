@@ -548,6 +548,7 @@ def deaf_to_clusters(discovery: Discovery, beacon: Beacon, now_ms: int) -> None:
 
 def impatient(discovery: Discovery, now_ms: int) -> None:
     discovery._listens_until_ms = now_ms + discovery._beat_ms
+    discovery._asks_left = 0
     discovery._hurries_until_ms = now_ms + module.HURRIED_WINDOWS * discovery._window_ms
 
 

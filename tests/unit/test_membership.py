@@ -108,6 +108,16 @@ def founder(**options: Any) -> Node:
 # --- Founding
 
 
+def test_a_node_that_stood_still_for_the_window_asks_on_before_it_founds() -> None:
+    """A machine that halts for a moment would else found between its first beacon and the answer to it."""
+    node = Node()
+    node.due()
+    node.now_ms = WINDOW_MS + 100
+    assert node.until(node.now_ms + 3 * BEAT_MS) == []
+    node.hear("a", member())
+    assert [type(decision) for _, decision in node.until(2 * WINDOW_MS + 200)] == [Join]
+
+
 def test_a_fresh_node_alone_founds_after_one_window_and_serves_after_a_second() -> None:
     node = Node()
     assert node.until(WINDOW_MS + 10) == [(WINDOW_MS, Found())]
