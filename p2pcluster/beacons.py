@@ -17,11 +17,12 @@ import p2pcluster
 from p2pcluster import config
 from p2pcluster.config import Address, Options
 from p2pcluster.core import protocol
-from p2pcluster.core.datagram import Beacon, Gate, Heard, Refused, State, ballots, short_name
+from p2pcluster.core.datagram import Beacon, Gate, Heard, Reason, Refused, State, ballots, short_name
 from p2pcluster.core.membership import AskForKey, Decision, Discovery
 from p2pcluster.core.messages import PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, VoteRequest
 from p2pcluster.lan import Lan, Seeds
 
+_ORDINARY = (Reason.OWN, Reason.UNPROVEN, Reason.REPEATED, Reason.ELSEWHERE)  # what happens where nobody does anything wrong
 _VOTES = (PreVoteRequest, PreVoteReply, VoteRequest, VoteReply)
 
 
@@ -56,6 +57,11 @@ class Beacons:
 
     def _gate_for(self, key: bytes | None) -> Gate:
         return Gate(key, self._options.cluster, self._node_id, self._boot, secrets.token_bytes(32), protocol.VERSION)
+
+    @property
+    def refused_count(self) -> int:
+        """Datagrams that no honest program of this cluster sends, since this node has its key."""
+        return sum(count for reason, count in self._gate.refused_counts.items() if reason not in _ORDINARY)
 
     def use_key(self, key: bytes, made: bool, now_ms: int) -> None:
         """There is a key now: made here, or found. What waits in the sockets was said before anybody had it."""

@@ -433,6 +433,7 @@ class Daemon:
         while self._committer.is_busy:
             self._committer.wait()
             self._pump()
+        self._say_what_was_refused()
         self._clients.close()
         self._peers.close()
         self._beacons.close()
@@ -442,6 +443,12 @@ class Daemon:
         self.journal.close()
         self.home.close()
         self._printer.close(2.0)
+
+    def _say_what_was_refused(self) -> None:
+        """How often; each kind was told once when it came first."""
+        counts = {"connections": self._listener.refused_count, "datagrams": self._beacons.refused_count, "clients": self._clients.refused_count}
+        if any(counts.values()):
+            self._out("refused since the start: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
 
     def _end_processes(self) -> None:
         for key, held in list(self._processes.processes.items()):

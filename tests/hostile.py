@@ -82,13 +82,17 @@ def nested(depth: int) -> Any:
 
 STRANGE: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**62, 2**63, -(2**63), 2**64, 10**300, 0.5, -0.0, 1e308, "", "0", "a", "victim", "victim/in", "in",
-    "x/y/z", ":", "a:b", "victim/in:", "victim/in:-1", ":99999999999999999999", "\0", "a\0b", "\ud800", "\u202e\u0661", "../../x", "/", ".", "..",
+    "x/y/z", ":", "a:b", "victim/in:", "victim/in:-1", ":99999999999999999999", "\0", "a\0b", "\ud800", "\u202e\u0661", "../../x", "/",
+    ".", "..",
     "source:victim/1/Same/0", "client:a", "x" * 3000, [], {}, [[]], [{}], [None], [0], [-1], ["a"], [[0, 1]], [[1, 2**62 - 1]], [[2, 1]],
-    [[1, 2], [1, 2]], [["a", "b", 1]], {"a": 1}, {"": None}, {"victim/in": [1]}, {"queues": ["victim/in"]}, nested(DEEP_NESTING[0]), nested(DEEP_NESTING[1]),
+    [[1, 2], [1, 2]], [["a", "b", 1]], {"a": 1}, {"": None}, {"victim/in": [1]}, {"queues": ["victim/in"]},
+    nested(DEEP_NESTING[0]), nested(DEEP_NESTING[1]),
 )
-KINDS = ("stop_all", "assign", "forget", "member", "member_left", "session_end", "due", "fail", "on_done_ran", "reply", "grant", "values", "hello",
+KINDS = ("stop_all", "assign", "forget", "member", "member_left", "session_end", "due", "fail", "on_done_ran", "reply", "grant", "values",
+         "hello",
          "raft_append", "__init__", "command", "", "\0", "x" * 500)
-BLOBS = (b"", b"\0", b"\xff" * 4, lengths_blob([1, 2]), lengths_blob([2**32 - 1] * 2), b"[" * 100_000, b"[null, 1]", b'["\\ud800", null]', b"nan",
+BLOBS = (b"", b"\0", b"\xff" * 4, lengths_blob([1, 2]), lengths_blob([2**32 - 1] * 2), b"[" * 100_000, b"[null, 1]", b'["\\ud800", null]',
+         b"nan",
          b"cos\nsystem\n(S'exit 1'\ntR.")
 
 

@@ -25,6 +25,7 @@ from p2pcluster.core.codec import Message, decode, encode, encode_bytes, frame
 from p2pcluster.core.commands import Port, lengths_blob, put
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.errors import ClusterError, Unavailable
+from p2pcluster.lan import Lan
 from p2pcluster.stream import BlockingConnection, dial
 from tests import hostile
 
@@ -34,7 +35,7 @@ FUZZ_SEED = int(os.environ.get("HOSTILE_SEED", "1"))
 
 
 class Target:
-    """A node with two pipelines: one to attack, one whose items must stay as they are."""
+    """A node with a pipeline to attack, one whose items must stay as they are, and one with a large item."""
 
     def __init__(self, folder: Path) -> None:
         self.site = Site(folder)
@@ -43,7 +44,7 @@ class Target:
         self.key = derive_key(self.site.key_file.read_bytes().strip())
         self.honest = self.connect()
         self.sequence = 0
-        for name, version in ((hostile.NAME, "0" * 64), ("good", "1" * 64)):
+        for name, version in ((hostile.NAME, "0" * 64), ("good", "1" * 64), ("large", "2" * 64)):
             for message in hostile.deploying(name, version):
                 assert ask(self.honest, message).fields["result"] == "ok"
 
@@ -144,6 +145,18 @@ def test_a_pickle_that_would_do_something_is_carried_and_never_loaded(target: Ta
     assert not witness.exists()
 
 
+def test_who_asks_much_and_takes_no_answers_is_answered_once_he_does_and_others_meanwhile(target: Target) -> None:
+    body, asked, queue = bytes(1 << 20), 90, "large/in"
+    with target.connect() as client:
+        item = put("client:large", 1, 1, [Port([queue], lengths_blob([len(body)]), body)])
+        assert ask(client, item).fields["result"] == "ok"
+        for number in range(asked):
+            client.send(encode(Message("read", {"queue": queue, "after": 0, "count": 1000, "req": 100 + number})))
+        target.is_well()
+        answers = [decode(client.receive(20)) for _ in range(asked)]
+        assert [(answer.kind, answer.fields["req"]) for answer in answers] == [("values", 100 + number) for number in range(asked)]
+
+
 @pytest.mark.parametrize("part", [1, 4, 40, 700_000])
 def test_a_client_that_dies_in_the_middle_of_a_frame_has_put_nothing(target: Target, part: int) -> None:
     body = bytes(1 << 20)
@@ -177,7 +190,8 @@ def test_frames_that_are_too_long_or_not_of_this_connection_end_it(target: Targe
 def test_a_node_that_says_nonsense_about_itself_is_done_without(target: Target, address: object) -> None:
     with contextlib.suppress(ClusterError), target.connect(role="node", facts={"address": address, "members": 5}) as peer:
         for leader_address in ("nowhere", "127.0.0.1:99999", "\ud800"):
-            peer.send(encode(Message("hello", {"cluster_id": None, "leader": peer.session.me.node_id, "leader_address": leader_address, "term": 9})))
+            fields = {"cluster_id": None, "leader": peer.session.me.node_id, "leader_address": leader_address, "term": 9}
+            peer.send(encode(Message("hello", fields)))
             decode(peer.receive(5))
     target.is_well()
 
@@ -200,6 +214,29 @@ def test_the_corpus_of_garbage_is_refused_by_tcp_and_by_udp_and_told_once(target
     target.is_well()
     strange = [line for line in target.node.lines if "127.0.0.1" in line and "127.0.0.1:" not in line]
     assert len(strange) == len(set(strange)) < 15, strange
+
+
+def test_datagrams_of_its_own_altered_cut_or_sent_back_and_random_ones_change_nothing(target: Target) -> None:
+    random = Random(FUZZ_SEED)
+    with Lan("127.0.0.1", target.site.port) as lan:
+        recorded: list[bytes] = []
+        wait_for(lambda: recorded.extend(data for data, _ in lan.receive()) or recorded, "it says something by broadcast")
+        before = len(target.node.lines)
+        for _ in range(FUZZ_MESSAGES):
+            data = bytearray(random.choice(recorded))
+            trick = random.randrange(5)
+            if trick == 0:
+                data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+            elif trick == 1:
+                del data[random.randrange(len(data)) :]
+            elif trick == 2:
+                data += random.randbytes(random.randrange(1, 400))
+            elif trick == 3:
+                data = bytearray(random.randbytes(random.randrange(1200)))
+            lan.broadcast(bytes(data[: config.DATAGRAM_BYTES_MAX]))
+        target.is_well()
+    said = target.node.lines[before:]
+    assert len(said) == len(set(said)) <= 8, said
 
 
 def test_an_honest_handshake_cut_or_half_closed_at_each_byte_of_its_steps_is_no_session(target: Target) -> None:
@@ -228,6 +265,8 @@ def test_another_key_cluster_or_version_is_told_on_both_sides_with_what_to_do_an
     target.is_well()
     assert sum("refused 127.0.0.1" in line for line in target.node.lines) == 2, "once for each kind of trouble"
     target.honest.close()
+    target.node.stop()
+    target.node.wait_for_line("refused since the start: 15 connections")
     target.site.close()
 
 
@@ -267,7 +306,8 @@ def _link(path: str) -> str:
 def test_what_a_node_said_sent_back_to_it_or_over_another_session_counts_for_nothing(target: Target) -> None:
     """The middleman lets a handshake through, keeps what was said, and says it again: to the same side, and in another session."""
     with target.connect() as client:
-        recorded = b"".join(frame(client.session.sealer.seal(encode(put("client:replay", 1, 1, [Port(["good/in"], lengths_blob([1]), b"1")])))))
+        item = put("client:replay", 1, 1, [Port(["good/in"], lengths_blob([1]), b"1")])
+        recorded = b"".join(frame(client.session.sealer.seal(encode(item))))
         sock = client._connection._sock
         sock.setblocking(True)
         sock.sendall(recorded[:-1] + bytes([recorded[-1] ^ 1]))

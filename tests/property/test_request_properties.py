@@ -156,12 +156,14 @@ def deploy_with(part: str, **changes: Any) -> Message:
 
 KILLERS: list[Message] = [
     *(changed(kind, req=...) for kind in ("take", "read", "wait", "value", "put", "status")),
-    changed("take", req=True), changed("take", req=None), changed("take", count=-1), changed("read", after=-1), changed("read", count=1 << 62),
+    changed("take", req=True), changed("take", req=None), changed("take", count=-1), changed("read", after=-1),
+    changed("read", count=1 << 62),
     changed("parked", after="x"), changed("parked", after=":"), changed("parked", after=":" + "9" * 5000),
     changed("deploy", pipeline="a/b"), changed("deploy", pipeline=".."), changed("deploy", pipeline="a\0b"), changed("deploy", pipeline=""),
     changed("deploy", version="../../x"), changed("deploy", version="\0"),
     *(deploy_with("stages", **change) for change in (
-        {"where": ...}, {"where": 1}, {"name": "a\0b"}, {"name": "a/b"}, {"reads": []}, {"ports": [{"queues": "in"}]}, {"processes": 1 << 61},
+        {"where": ...}, {"where": 1}, {"name": "a\0b"}, {"name": "a/b"}, {"reads": []}, {"ports": [{"queues": "in"}]},
+        {"processes": 1 << 61},
         {"processes": True}, {"processes": 0}, {"kind": "source", "processes": "auto"})),
     *(deploy_with("queues", **change) for change in ({"name": "\ud800"}, {"name": "a\nb"}, {"maxsize": -1}, {"outside": 0})),
     changed("put", ports=[{"queues": [f"{hostile.NAME}/in"], "keys": True}])._replace(blobs=(lengths_blob([1]), b"1", b"[" * 100_000)),
