@@ -868,8 +868,8 @@ def back_up(path: Path, target: Path) -> int:
 
 def corrupt(path: Path, what: str, index: int | None = None) -> JournalCorrupt:
     return JournalCorrupt(
-        f"journal {path} is damaged: {what}; the file is kept as it is: look with scripts/journal_check.py, then restore a backup "
-        "into a new --home, or start with an empty one", index, what)
+        f"journal {path} is damaged: {what}; the file is kept as it is: look with scripts/journal_check.py, then start with an "
+        "empty --home, with which it joins the others as a new member; a node that was alone can restore a backup into that", index, what)
 
 
 def _read_checked(path: Path, mark: Mark, body_memory_bytes_max: int) -> tuple[JournalReader | None, bool]:
