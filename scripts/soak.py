@@ -3,6 +3,7 @@
     python scripts/soak.py plain --kills 200          a plain generator through two stages; source, stage and node are killed
     python scripts/soak.py census --kills 20          the bundled example; the node and a stage process are killed in turn
     python scripts/soak.py cluster --nodes 3 --kills 20   the plain one on several nodes; leaders, followers and stage processes are killed
+    python scripts/soak.py censuses --nodes 3 --kills 50  the census on several nodes, again and again; whoever leads is killed
 
 Everything runs on loopback in a temporary folder. The seed is printed; --seed repeats the choices (not the timing).
 """
@@ -26,8 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2pcluster.client import connect  # noqa: E402
+from p2pcluster.core.snapshot import read_configuration  # noqa: E402
 from p2pcluster.errors import ClusterError  # noqa: E402
 from p2pcluster.journal import open_for_reading  # noqa: E402
+
+MISSED_S = 20.0  # a node without a majority that has not learnt of the end by then will not
 
 PLAIN = '''
 import time
@@ -189,6 +193,113 @@ def census(args: argparse.Namespace, folder: Path, chance: random.Random) -> Non
     print("the totals equal a direct count")
 
 
+def censuses(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
+    """Censuses by nodes that end with the run and start the next one, until so many leaders were killed; each is compared with a direct count."""
+    project = ROOT / "p2pcluster" / "examples" / "census"
+    sys.path.insert(0, str(project))
+    import sysconfig
+
+    from p2pcluster.examples.census import measure, store
+
+    expected = measure.direct_census(Path(sysconfig.get_path("stdlib")))
+    port = chance.randrange(20000, 30000)
+    nodes = [Node(folder, ["run", str(project), "--until-done", "--again"], f"node{n}", port) for n in range(args.nodes)]
+    takeovers_s: list[float] = []
+    runs = kills = 0
+    deadline_s = time.monotonic() + args.timeout
+    try:
+        while kills < args.kills:
+            for node in nodes:
+                node.arguments = ["run", str(project), "--until-done", "--again"]
+                node.start()
+            kills += kill_leaders(nodes, chance, args.kills - kills, args.gap, takeovers_s, deadline_s)
+            late = wait_for_ends(nodes, deadline_s)
+            runs += 1
+            check_cluster(nodes)
+            (found,) = (store.read_figures(out, 1).totals for node in nodes if ((out := node.home / "out" / "census") / store.FILE_NAME).exists())
+            print(f"census {runs}, {kills} kills so far, {late} nodes missed the end: {found}", flush=True)
+            if found != expected:
+                raise SystemExit(f"FAILED: a direct count gives {expected}")
+    finally:
+        for node in nodes:
+            if node.is_running:
+                node.kill_node()
+    takeovers_s.sort()
+    print(f"{kills} leaders killed in {runs} censuses, each equal to a direct count; another led after {takeovers_s[len(takeovers_s) // 2]:.2f} s "
+          f"in the median and {takeovers_s[-1]:.2f} s at most")
+
+
+def kill_leaders(nodes: list[Node], chance: random.Random, most: int, gap_s: float, takeovers_s: list[float], deadline_s: float) -> int:
+    """Kill whoever leads, and start it again once another does, until the run is over; how many were killed."""
+    kills = 0
+    while kills < most and all(node.is_running for node in nodes):
+        time.sleep(chance.uniform(0.0, 2.0) * gap_s)
+        leader = leader_of(nodes)
+        if leader is None or sum(voting(node) for node in nodes) < len(nodes):
+            check_deadline(deadline_s, nodes)
+            continue
+        leader.kill_node()
+        killed_s = time.monotonic()
+        kills += 1
+        others = [node for node in nodes if node is not leader]
+        while all(node.is_running for node in others) and leader_of(others) is None:
+            check_deadline(deadline_s, nodes)
+            time.sleep(0.02)
+        takeovers_s.append(time.monotonic() - killed_s)
+        leader.arguments = [word for word in leader.arguments if word != "--again"]
+        time.sleep(chance.choice([0.0, 0.5]))
+        leader.start()
+    return kills
+
+
+def leader_of(nodes: list[Node]) -> Node | None:
+    """Which of them leads, as one that runs says."""
+    for node in nodes:
+        try:
+            if node.is_running:
+                with connect(home=node.home, authkey_file=node.home.parent / "key", timeout_s=1) as link:
+                    name = str(link.status()["leader"]["name"])
+                return next((other for other in nodes if name.endswith("/" + other.home.name)), None)
+        except ClusterError:
+            continue
+    return None
+
+
+def voting(node: Node) -> bool:
+    """Whether the node's copy of the journal votes, by what that says itself."""
+    try:
+        reader = open_for_reading(node.home / "journal.sqlite3", node.home / "journal.mark")
+    except (ClusterError, OSError):
+        return False
+    configuration = read_configuration(reader.meta["configuration"])
+    return configuration.is_voter(str(reader.meta["node_id"])) and not configuration.is_joint
+
+
+def wait_for_ends(nodes: list[Node], deadline_s: float) -> int:
+    """Until all have ended with the run; how many had to be told, because they were dead when the others knew that it was done."""
+    alone_since_s = None
+    while any(node.is_running for node in nodes):
+        check_deadline(deadline_s, nodes)
+        running = [node for node in nodes if node.is_running]
+        if len(running) < len(nodes) // 2 + 1:
+            alone_since_s = alone_since_s or time.monotonic()
+            if time.monotonic() > alone_since_s + MISSED_S:
+                for node in running:
+                    node.popen.send_signal(signal.SIGTERM) if node.popen else None
+                    node.wait(30)
+                return len(running)
+        time.sleep(0.05)
+    codes = [node.wait(1) for node in nodes]
+    if any(codes):
+        raise SystemExit(f"FAILED: the nodes ended with {codes}")
+    return 0
+
+
+def check_deadline(deadline_s: float, nodes: list[Node]) -> None:
+    if time.monotonic() > deadline_s:
+        raise SystemExit(f"FAILED: not done in time; of {len(nodes)} nodes {sum(node.is_running for node in nodes)} run")
+
+
 def cluster(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
     project = folder / "project"
     project.mkdir()
@@ -260,7 +371,7 @@ def check_cluster(nodes: list[Node]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plain", "census", "cluster"])
+    parser.add_argument("what", choices=["plain", "census", "cluster", "censuses"])
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--gap", type=float, default=1.0, help="seconds between kills, on average")
@@ -273,7 +384,7 @@ def main() -> None:
     print(f"seed {seed}")
     folder = Path(tempfile.mkdtemp(prefix="p2pcluster-soak-"))
     try:
-        {"plain": plain, "census": census, "cluster": cluster}[args.what](args, folder, random.Random(seed))
+        {"plain": plain, "census": census, "cluster": cluster, "censuses": censuses}[args.what](args, folder, random.Random(seed))
     except BaseException:
         print(f"kept: {folder}")
         raise
