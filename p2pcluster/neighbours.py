@@ -90,7 +90,8 @@ class Neighbours:
         best = max(told, key=lambda hello: hello.term, default=None)
         if best is None or (self.node_id in raft.configuration.members and best.term < raft.term):
             return None, None
-        return best.leader, best.leader_address
+        # Where this node sees him: who listens on all addresses cannot say more of himself than that.
+        return best.leader, self.address_of(best.leader) or best.leader_address
 
     def serving_leader(self) -> tuple[str, int, int] | None:
         """Who leads and has said so himself, which he does once he serves, in which term and over which connection; only he can be
