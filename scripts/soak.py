@@ -104,7 +104,8 @@ class Node:
 
 def check_journal(home: Path) -> None:
     """`journal_check.py` must say whole."""
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "journal_check.py"), str(home)], capture_output=True, text=True, check=False)
+    command = [sys.executable, str(ROOT / "scripts" / "journal_check.py"), str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"journal_check: {done.stdout}{done.stderr}")
 
@@ -194,7 +195,7 @@ def census(args: argparse.Namespace, folder: Path, chance: random.Random) -> Non
 
 
 def censuses(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
-    """Censuses by nodes that end with the run and start the next one, until so many leaders were killed; each is compared with a direct count."""
+    """Nodes that end with a run and start the next one, until so many leaders were killed; each census is compared with a direct count."""
     project = ROOT / "p2pcluster" / "examples" / "census"
     sys.path.insert(0, str(project))
     import sysconfig
@@ -216,7 +217,8 @@ def censuses(args: argparse.Namespace, folder: Path, chance: random.Random) -> N
             late = wait_for_ends(nodes, deadline_s)
             runs += 1
             check_cluster(nodes)
-            (found,) = (store.read_figures(out, 1).totals for node in nodes if ((out := node.home / "out" / "census") / store.FILE_NAME).exists())
+            outs = [node.home / "out" / "census" for node in nodes]
+            (found,) = (store.read_figures(out, 1).totals for out in outs if (out / store.FILE_NAME).exists())
             print(f"census {runs}, {kills} kills so far, {late} nodes missed the end: {found}", flush=True)
             if found != expected:
                 raise SystemExit(f"FAILED: a direct count gives {expected}")
@@ -225,8 +227,8 @@ def censuses(args: argparse.Namespace, folder: Path, chance: random.Random) -> N
             if node.is_running:
                 node.kill_node()
     takeovers_s.sort()
-    print(f"{kills} leaders killed in {runs} censuses, each equal to a direct count; another led after {takeovers_s[len(takeovers_s) // 2]:.2f} s "
-          f"in the median and {takeovers_s[-1]:.2f} s at most")
+    print(f"{kills} leaders killed in {runs} censuses, each equal to a direct count; another led after "
+          f"{takeovers_s[len(takeovers_s) // 2]:.2f} s in the median and {takeovers_s[-1]:.2f} s at most")
 
 
 def kill_leaders(nodes: list[Node], chance: random.Random, most: int, gap_s: float, takeovers_s: list[float], deadline_s: float) -> int:
