@@ -556,7 +556,9 @@ class Node:
             if node == session.node and boot != session.boot:
                 self._end_session(node, boot, {})
         for key in message.fields["sources"]:
-            self._owners[key] = session.id
+            producer = self.state.producers.get(key)
+            if producer is not None and (producer.node, producer.boot) == (session.node, session.boot):
+                self._owners.setdefault(key, session.id)  # any other process is of an assignment that is over, and ends at its next put
         self._propose(Message("forget", {"producers": []}), (self._on_reported, session, message.fields))  # changes nothing and comes last
 
     def _on_reported(self, outcome: Outcome, session: Session, report: dict[str, Any]) -> None:
@@ -605,7 +607,9 @@ class Node:
         """The process of a source has gone: the next one learns from the log where it stands."""
         pipeline = self.state.pipelines.get(message.fields["pipeline"])
         if pipeline is not None:
-            self._owners.pop(pipeline.source_key(message.fields["stage"], message.fields["shard"]), None)
+            key = pipeline.source_key(message.fields["stage"], message.fields["shard"])
+            if self._owners.get(key) == session.id:  # else it was one that had been replaced already
+                del self._owners[key]
         self._assign_sources()
 
     def _on_node_alarm(self, session: Session, message: Message) -> None:

@@ -1,0 +1,297 @@
+"""Cut networks: clusters of one to seven hosts, cables pulled, halves apart, one protocol lost, half of the nodes killed.
+
+Whatever happens: every value once in the last queue, nothing parked, every copy whole, and equal copies at an equal entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Site, wait_for
+from hosts import ROLES, WAIT_S, Hosts
+from p2pcluster.errors import ClusterError
+from tests.namespaces import Switch, namespaces_can_be_made
+
+PIPELINE = """
+    import time
+    from p2pcluster import Pipeline, Queue, source, stage
+
+    @source
+    def Numbers():
+        for n in range(400):
+            time.sleep(0.01)
+            yield n
+
+    @stage(processes=2)
+    def Square(x):
+        return x * x
+
+    @stage(processes=5, per_node=1)
+    def Add(x):
+        time.sleep(0.02)
+        return x + 1
+
+    pipeline = Pipeline("cut", Numbers >> Square >> Queue("squares", maxsize=None), Queue("in") >> Add >> Queue("sums", maxsize=None))
+"""
+VALUES = 200  # of one test: some seconds of work for one process, so that a cut finds work in hand everywhere
+NOBODY_S = 3.0  # more than two election timeouts, in which somebody would come to lead if that could be
+BY_SEED = 20260101
+
+Make = Callable[[int], Hosts]
+
+
+@contextlib.contextmanager
+def network(folder: Path, count: int, seed: int | None) -> Iterator[Hosts]:
+    folder.mkdir()
+    site = Site(folder)
+    hosts = Hosts(site, Switch(), count, site.project(PIPELINE))
+    try:
+        hosts.start_all(seed)
+        yield hosts
+    finally:
+        hosts.close()
+        site.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _possible() -> None:
+    if not namespaces_can_be_made():
+        pytest.skip("network namespaces cannot be made here")
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Five hosts whose nodes were started in the order of a seed."""
+    with network(tmp_path_factory.mktemp("five") / "site", 5, BY_SEED) as hosts:
+        hosts.wait_for_roles("a", **ROLES[5])
+        yield hosts
+
+
+@pytest.fixture
+def whole(five: Hosts) -> Iterator[Hosts]:
+    """The same, with all cables in and all nodes there, before and after each test."""
+    five.wait_for_roles("a", **ROLES[5])
+    yield five
+    five.switch.unite()
+    five.switch.lose_nothing()
+    for name, node in five.nodes.items():
+        five.switch.plug(name)
+        if not node.is_running:
+            five.start(name)
+
+
+_first = itertools.count(0, 10 * VALUES)
+
+
+class Work:
+    """Values of one test's own, and what must become of them."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
+        self.first = next(_first)
+        self.put: list[int] = []
+
+    def feed(self, name: str, count: int = VALUES) -> None:
+        """Put values from a host, and wait until they are acknowledged."""
+        start = self.first + len(self.put)
+        values = list(range(start, start + count))
+        with self.hosts.connect(name) as link:
+            assert link.put_many("in", values) == count
+        self.put += values
+
+    def sums(self, name: str) -> Counter[int]:
+        with self.hosts.connect(name) as link:
+            return Counter(x for x in link.results("sums") if self.first < x <= self.first + 10 * VALUES)
+
+    def wait_until_done(self, name: str) -> None:
+        wait_for(lambda: set(self.sums(name)) >= {x + 1 for x in self.put}, f"all is done as {name} sees it", WAIT_S)
+
+    def is_whole(self, unanswered: Iterable[int] = ()) -> None:
+        """Everything that was acknowledged once, of what was not at most once each; nothing parked; all copies whole and equal."""
+        hosts = self.hosts
+        hosts.wait_for_roles("a", **ROLES[5])
+        self.wait_until_done("a")
+        with hosts.connect("a") as link:
+            wait_for(lambda: all(queue["ready"] + queue["leased"] + queue["delayed"] == 0 for queue in link.status()["queues"]
+                                 if queue["name"] in ("in", "Square")), "the queues are empty", WAIT_S)
+            found = self.sums("a")
+            assert {x: found[x + 1] for x in self.put if found[x + 1] != 1} == {}, "each value that was acknowledged is there once"
+            extra = found - Counter(x + 1 for x in self.put)
+            assert not extra - Counter(x + 1 for x in unanswered), "nothing else is there, and nothing twice"
+            assert link.parked() == []
+            wait_for(lambda: len(list(link.results("squares"))) >= 400, "the source's run through", WAIT_S)
+            assert sorted(link.results("squares")) == [n * n for n in range(400)]
+        hosts.wait_for_equal_copies(hosts.names)
+
+
+def all_have_work(hosts: Hosts, names: Iterable[str]) -> None:
+    """Wait until a stage process works on each of these hosts."""
+    for name in names:
+        wait_for(lambda: hosts.nodes[name].stage_pids("Add"), f"a stage works on {name}")  # noqa: B023
+
+
+def refuses(hosts: Hosts, name: str, value: int) -> None:
+    """A put at a host without a majority is not acknowledged, and a status is not answered."""
+    with pytest.raises(ClusterError), hosts.connect(name, 1.5) as link:
+        link.put("in", value)
+    assert hosts.status(name, 0.5) is None
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize("seed", [None, BY_SEED], ids=["at the same instant", "in the order of a seed"])
+def test_clones_on_empty_machines_make_one_cluster_with_the_roles_of_its_size(tmp_path: Path, seed: int | None) -> None:
+    sizes = [1, 2, 3, 5] if seed is None else [1, 2, 3, 7]  # the others: `five`, and where half of seven are killed
+    with contextlib.ExitStack() as stack:
+        networks = [stack.enter_context(network(tmp_path / str(size), size, seed)) for size in sizes]
+        for hosts in networks:
+            size = len(hosts.names)
+            roles = hosts.wait_for_roles("a", **ROLES[size])
+            founders = [name for name, node in hosts.nodes.items() if any("founded cluster" in line for line in node.lines)]
+            assert len(founders) == 1
+            assert sorted(roles) == hosts.names
+            assert not any("another version" in line or "replaces" in line for node in hosts.nodes.values() for line in node.lines)
+        for hosts in networks:
+            with hosts.connect(hosts.names[-1]) as link:
+                assert link.put_many("in", range(20)) == 20
+                wait_for(lambda: len(list(link.results("sums"))) >= 20, "what was fed is done", WAIT_S)  # noqa: B023
+                wait_for(lambda: len(list(link.results("squares"))) >= 400, "the source's run is through", WAIT_S)  # noqa: B023
+                assert sorted(link.results("sums")) == list(range(1, 21))
+                assert sorted(link.results("squares")) == [n * n for n in range(400)]
+                assert link.parked() == []
+            roles = hosts.wait_for_roles("a", **ROLES[len(hosts.names)])
+            hosts.wait_for_equal_copies(name for name, role in roles.items() if role != "worker")
+
+
+def test_half_of_seven_are_killed_at_once_and_the_others_go_on_until_they_are_back(tmp_path: Path) -> None:
+    with network(tmp_path / "seven", 7, None) as hosts:
+        roles = hosts.wait_for_roles("a", **ROLES[7])
+        of = {role: [name for name in hosts.names if roles[name] == role] for role in set(roles.values())}
+        killed = [of["leader"][0], of["voter"][0], of["worker"][0]]
+        left = [name for name in hosts.names if name not in killed]
+        work = list(range(VALUES))
+        with hosts.connect(left[0]) as link:
+            assert link.put_many("in", work) == VALUES
+        all_have_work(hosts, left[:1])
+        pids = {name: hosts.nodes[name].pid for name in killed}
+        for name in killed:
+            hosts.nodes[name].popen.kill()
+        for name in killed:
+            hosts.nodes[name].kill()
+        hosts.wait_for_leader(left[0], left)
+        with hosts.connect(left[0]) as link:
+            assert link.put_many("in", range(VALUES, VALUES + 20)) == 20
+            wait_for(lambda: len(list(link.results("sums"))) >= VALUES + 20, "the others do the work", WAIT_S)
+        for name in killed:
+            assert hosts.start(name).pid != pids[name]
+        roles = hosts.wait_for_roles(left[0], **ROLES[7])
+        with hosts.connect(killed[0]) as link:
+            wait_for(lambda: len(list(link.results("squares"))) >= 400, "the source's run is through", WAIT_S)
+            assert sorted(link.results("sums")) == list(range(1, VALUES + 21))
+            assert sorted(link.results("squares")) == [n * n for n in range(400)]
+            assert link.parked() == []
+        hosts.wait_for_equal_copies(name for name, role in roles.items() if role != "worker")
+
+
+# ---- cables
+
+
+def test_a_leader_that_is_cut_off_serves_nothing_and_its_work_is_done_by_the_others(whole: Hosts) -> None:
+    work = Work(whole)
+    first = whole.leader("a")
+    assert first is not None
+    others = [name for name in whole.names if name != first]
+    all_have_work(whole, whole.names)
+    work.feed(others[0])
+    whole.switch.pull(first)
+    whole.wait_for_leader(others[0], others)
+    refuses(whole, first, value := work.first + 5 * VALUES)
+    work.feed(others[1], 20)
+    work.wait_until_done(others[0])
+    whole.switch.plug(first)
+    whole.nodes[first].wait_for_line(" follows ", WAIT_S)
+    work.is_whole(unanswered=[value])
+
+
+@pytest.mark.parametrize("with_leader", [True, False], ids=["with the leader", "without the leader"])
+def test_the_smaller_half_stands_still_and_the_larger_one_does_its_work(whole: Hosts, with_leader: bool) -> None:
+    work = Work(whole)
+    first = whole.leader("a")
+    others = [name for name in whole.names if name != first]
+    small = [str(first), others[0]] if with_leader else others[:2]
+    large = [name for name in whole.names if name not in small]
+    all_have_work(whole, whole.names)
+    work.feed(large[0])
+    term = whole.term(large[0])
+    with whole.connect(small[0], 3.0) as before:
+        before.status()
+        whole.switch.split(small)
+        value = work.first + 5 * VALUES
+        with pytest.raises(ClusterError):  # over a connection from before, to a leader who may not know it yet
+            before.put("in", value)
+    leader = whole.wait_for_leader(large[0], large)
+    for offset, name in enumerate(small, 1):
+        refuses(whole, name, value + offset)
+    assert with_leader == (leader != first)
+    work.feed(large[1], 20)
+    work.wait_until_done(large[0])
+    assert (whole.term(leader) > term) == with_leader, "who leads a majority is not disturbed by the others"
+    whole.switch.join()
+    work.is_whole(unanswered=range(value, value + 3))
+
+
+# ---- one protocol
+
+
+def test_with_datagrams_alone_nobody_leads_who_cannot_replicate(whole: Hosts) -> None:
+    work = Work(whole)
+    first = whole.leader("a")
+    assert first is not None
+    others = [name for name in whole.names if name != first]
+    work.feed(others[0], 50)
+    whole.switch.lose("tcp", first)
+    for name in others:
+        whole.switch.lose("tcp", name, [f"{whole.addresses[first]}/32"])
+    second = whole.wait_for_leader(others[0], others)
+    term = whole.term(second)
+    refuses(whole, first, value := work.first + 5 * VALUES)
+    work.feed(others[1], 50)
+    work.wait_until_done(others[0])
+    assert whole.leader(others[1]) == second
+    assert whole.term(second) == term, "who hears by datagrams alone does not disturb"
+    for name in whole.names:
+        whole.switch.lose("tcp", name)
+    wait_for(lambda: not any(whole.status(name, 0.3) for name in whole.names), "nobody leads", WAIT_S)
+    terms = {name: whole.term(name) for name in others}
+    until_s = time.monotonic() + NOBODY_S
+    while time.monotonic() < until_s:
+        assert not any(whole.status(name, 0.3) for name in whole.names)
+    assert {name: whole.term(name) for name in others} == terms, "nobody campaigns who reaches no majority by TCP"
+    whole.switch.lose_nothing()
+    work.is_whole(unanswered=[value])
+
+
+def test_without_datagrams_a_cluster_goes_on_elects_and_takes_back_who_was_killed(whole: Hosts) -> None:
+    work = Work(whole)
+    first = whole.leader("a")
+    assert first is not None
+    others = [name for name in whole.names if name != first]
+    for name in whole.names:
+        whole.switch.lose("udp", name)
+    all_have_work(whole, whole.names)
+    work.feed(others[0])
+    term = whole.term(others[0])
+    whole.nodes[first].kill()
+    second = whole.wait_for_leader(others[0], others)
+    assert whole.term(second) > term
+    work.feed(others[1], 20)
+    whole.start(first).wait_for_line(" follows ", WAIT_S)
+    work.is_whole()
