@@ -120,17 +120,19 @@ class Hosts:
     def wait_for_equal_copies(self, copies: Iterable[str]) -> None:
         """All copies come to stand at one entry, hold the same state there, and are whole."""
         names = list(copies)
-        wait_for(lambda: len({self._stand(name) for name in names}) == 1, f"the copies of {names} stand at one entry", WAIT_S)
-        reports = {}
+
+        def at_one_entry() -> dict[str, tuple[int, bytes]] | None:
+            stands = {name: self._stand(name) for name in names}
+            return stands if len({index for index, _ in stands.values()}) == 1 else None
+
+        stands = wait_for(at_one_entry, f"the copies of {names} stand at one entry", WAIT_S)
+        assert stands is not None and len(set(stands.values())) == 1, f"copies differ at one entry: {stands}"
+        digests: dict[int, set[str]] = {}
         for name in names:
-            report = reports[name] = journal_check.check(_journal.place_of(str(self.home(name))))
+            report = journal_check.check(_journal.place_of(str(self.home(name))))
             assert report.is_whole, f"{name}: {report}"
-        for one in names:
-            for other in names:
-                if self._stand(one)[0] == self._stand(other)[0]:
-                    assert self._stand(one) == self._stand(other), f"the copies of {one} and {other} differ at one entry"
-        alike = {report.committed: report.digest for report in reports.values()}
-        assert all(alike[report.committed] == report.digest for report in reports.values()), reports
+            digests.setdefault(report.committed, set()).add(report.digest)
+        assert all(len(some) == 1 for some in digests.values()), f"contents differ at one entry: {digests}"
 
     def _stand(self, name: str) -> tuple[int, bytes]:
         reader = open_for_reading(self.home(name) / "journal.sqlite3", self.home(name) / "journal.mark")
