@@ -51,6 +51,7 @@ from p2pcluster.neighbours import Neighbours, session_of
 from p2pcluster.offering import Offer, Offering
 from p2pcluster.peers import Events, Peers
 from p2pcluster.projects import Projects
+from p2pcluster.rivals import Rivals
 from p2pcluster.stream import Connection, Listener, PortTaken
 
 OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
@@ -142,6 +143,7 @@ class Daemon:
         self.neighbours = Neighbours(node_id, self.address, self._peers, self._on_member_message,
                                      lambda message: self._on_leader_message(message))
         self.neighbours.node, self.neighbours.cluster_id = self.node, self.cluster_id
+        self._rivals = Rivals(node_id, self.neighbours, self._peers)
         origin = {"node": node_id, "name": self.name, "folder": str(self.offer.project.folder) if self.offer.project else ""}
         self._offering = Offering(self.offer, origin, self.home.bundles, self.options.verbose, self._ask, self._out)
         self.executor = Executor(self.name)
@@ -227,6 +229,10 @@ class Daemon:
             self.generation = max(self.generation, discovery.newest_generation())
         discovery.remembered = tuple(
             Address(parse_address(address).host, self.options.port) for address in self.neighbours.addresses(MEMBERS_TOLD_MAX))
+        self._rivals.tick(self.node, discovery, now_ms)
+        if self._rivals.may_go(self.node, now_ms):
+            raise Superseded(f"cluster {self.options.cluster} is here twice: the one that this node was in held no work and goes over into the other; "
+                             "this node's copy is set aside and it joins as a new one")
         self.node.alarms.pop("rivals", None)
         for alarm in discovery.alarms(now_ms):
             self.node.alarms["rivals"] = (0, alarm)  # of no run: it holds in each
@@ -243,7 +249,7 @@ class Daemon:
             "last_index": raft.last_index, "last_term": raft.log.last_term, "commit_index": raft.commit_index,
             "role": role_of(self.node_id, raft.configuration, raft.leader_id) if self.cluster_id else "none",
             "voters": len(raft.configuration.voters), "members": len(state.members),
-            "has_work": any(queue.put for queue in state.queues.values()),
+            "has_work": state.has_work,
         }
 
     def _join(self, cluster_id: str, configuration: Configuration) -> None:
@@ -290,6 +296,8 @@ class Daemon:
                 fields = {**fields, "facts": {**fields["facts"], "address": seen}}
                 self.node.close_session(session)
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
+        elif message.kind in ("give_way", "accepted"):
+            self._rivals.on_message(self.node, self._beacons.discovery, node_id, message, self._now_ms())
         elif message.kind == "stop_all":
             if node_id != self.node_id:
                 self._stop_all()

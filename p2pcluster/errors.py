@@ -142,7 +142,8 @@ class JournalCorrupt(JournalError):
 
 
 class Superseded(ClusterError):
-    """Another node has begun a new generation of the cluster: this one's copy is set aside, and it joins as a new node."""
+    """The cluster goes on without this node's copy, in a new generation or in another cluster of its name: the copy is set aside, and the node
+    joins as a new one."""
 
     code = "superseded"
 

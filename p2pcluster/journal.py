@@ -39,9 +39,9 @@ from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.wal import scan_wal
 
-FORMAT = 1
+FORMAT = 2
 # To change the format: raise FORMAT and add the step from the former one here; a newer file is refused, an older one is led up.
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: lambda db: _add_table(db, "clusters")}
 
 _CHAIN_ZERO = bytes(16)
 _LOG_COLUMNS = "idx, term, at_ms, kind, body, chain, commit_idx, crc"
@@ -795,7 +795,9 @@ def open_for_reading(path: Path, mark_path: Path | None = None) -> JournalReader
         db = _connect_read_only(path)
         try:
             with _sqlite_errors(path):
-                check_format(db, path)
+                if (found := check_format(db, path)) < FORMAT:
+                    raise JournalError(f"{path} has format {found}, and what only reads does not change it: start its node once with this "
+                                       "version, which leads it up")
                 reader = JournalReader(db, path)
         finally:
             db.close()
@@ -1021,6 +1023,21 @@ def _migrate(path: Path, found: int) -> None:
         db.close()
 
 
+def _make_table(db: sqlite3.Connection, table: str) -> None:
+    spec = TABLES[table]
+    columns = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name not in BODY_COLUMNS)
+    bodies = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name in BODY_COLUMNS)
+    keys = ", ".join([*spec.columns][: spec.key_columns])
+    parts = [part for part in (columns, bodies, "crc INTEGER", f"PRIMARY KEY ({keys})") if part]
+    db.execute(f"CREATE TABLE {table} ({', '.join(parts)})" + ("" if bodies else " WITHOUT ROWID"))
+
+
+def _add_table(db: sqlite3.Connection, table: str) -> None:
+    """A table that an older format has not, empty, with its sum."""
+    _make_table(db, table)
+    db.execute("INSERT INTO meta VALUES (?,?,?)", (f"sum_{table}", 0, row_crc((f"sum_{table}", 0))))
+
+
 def make_tables(db: sqlite3.Connection) -> None:
     """Make an empty journal, where there is none."""
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
@@ -1029,12 +1046,8 @@ def make_tables(db: sqlite3.Connection) -> None:
     db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER) WITHOUT ROWID")
     db.execute("CREATE TABLE journal (idx INTEGER PRIMARY KEY, term INTEGER, at_ms INTEGER, kind INTEGER, body BLOB, chain BLOB, "
                "commit_idx INTEGER, crc INTEGER)")
-    for table, spec in TABLES.items():
-        columns = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name not in BODY_COLUMNS)
-        bodies = ", ".join(f"{name} {kind}" for name, kind in spec.columns.items() if name in BODY_COLUMNS)
-        keys = ", ".join([*spec.columns][: spec.key_columns])
-        parts = [part for part in (columns, bodies, "crc INTEGER", f"PRIMARY KEY ({keys})") if part]
-        db.execute(f"CREATE TABLE {table} ({', '.join(parts)})" + ("" if bodies else " WITHOUT ROWID"))
+    for table in TABLES:
+        _make_table(db, table)
     for key, value in _META_START.items():
         db.execute("INSERT INTO meta VALUES (?,?,?)", (key, value, row_crc((key, value))))
     db.execute("COMMIT")

@@ -192,7 +192,7 @@ class Neighbours:
             self._on_hello(node_id, message)
         elif message.kind == "snapshot_slice":
             self._on_slice(node_id, message)
-        elif sender == "executor":
+        elif sender == "executor" or message.kind in ("give_way", "accepted"):
             self._to_leader_half(node_id, message)
         elif (serving := self.serving_leader()) is not None and node_id == serving[0]:
             self._to_machine_half(message)

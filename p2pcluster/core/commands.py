@@ -45,6 +45,8 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "forget": {"producers": (list,)},
     "member": {"node": (str,), "name": (str,), "facts": (dict,)},
     "member_left": {"node": (str,)},
+    "accept": {"cluster": (str,)},
+    "dissolve": {"into": (str,)},
 }
 
 

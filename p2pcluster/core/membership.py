@@ -644,6 +644,10 @@ class Watch:
         }
         return self._vitals
 
+    def is_dead_for(self, member: str, span_ms: int, now_ms: int) -> bool:
+        """Whether a member has been dead for at least that long, as of the last look; who was never looked at has not."""
+        return member in self._vitals and self._vitals[member].is_dead_for(span_ms, now_ms)
+
     def _observe(self, member: str, is_alive: bool, is_caught_up: bool, now_ms: int) -> Vitals:
         known = self._vitals.get(member) or Vitals(is_alive, now_ms if is_alive else self._began_ms)
         since_ms = known.since_ms if known.is_alive == is_alive else now_ms

@@ -9,6 +9,7 @@ shell's affair. Everything that changes the state goes through one path: `_propo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
 DUE_INTERVAL_MS = 50  # how late a retry may be
 LOST_SESSION_MS = config.SESSION_TIMEOUT_MS
+ORIGIN_AWAITED_MS = 30_000  # a node that is started again is there by then
 LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are a little behind; four times that for slower ones
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
@@ -204,6 +206,14 @@ class Node:
         if handler is None:
             raise RemoteProtocolError(f"a {session.kind} does not send {message.kind!r}")
         handler(session, message)
+
+    def accept(self, cluster: str, then: Callable[..., None], *arguments: Any) -> None:
+        """Log that another cluster of this one's name may dissolve into it; `then` hears the outcome, with the arguments."""
+        self._propose(Message("accept", {"cluster": cluster}), (then, *arguments))
+
+    def dissolve(self, into: str) -> None:
+        """Log that this cluster goes over into another, if nothing was put here."""
+        self._propose(Message("dissolve", {"into": into}))
 
     def step_raft(self, message: RaftMessage, now_ms: int) -> None:
         """Another node's Raft message. Raises `RemoteProtocolError` when no correct node can have sent it."""
@@ -664,6 +674,13 @@ class Node:
     def _origin_of(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
         return next((session for session in nodes if session.node == pipeline.origin.get("node")), None)
 
+    def _runner_of_on_done(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
+        """The origin, where its files are; another node only when that stays away, for the run's end waits for it."""
+        origin, node = self._origin_of(pipeline, nodes), str(pipeline.origin.get("node"))
+        if origin is None and node in self.state.members and not self._watch.is_dead_for(node, ORIGIN_AWAITED_MS, self._now_ms):
+            return None
+        return origin or nodes[0]
+
     def _plan_for(self, session: Session, processes: dict[str, int], nodes: list[Session]) -> dict[str, Any]:
         pipelines = {}
         for pipeline in self.state.pipelines.values():
@@ -671,7 +688,7 @@ class Node:
                 "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
                 "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
                 "zip_sha256": pipeline.zip_sha256,
-                "runs_on_done": session is (self._origin_of(pipeline, nodes) or nodes[0]), "is_over": is_over(pipeline),
+                "runs_on_done": session is self._runner_of_on_done(pipeline, nodes), "is_over": is_over(pipeline),
                 "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
                 "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
             }

@@ -53,6 +53,8 @@ CLIENT: dict[str, Spec] = {
 MEMBER: dict[str, Spec] = {
     **_commands("executor", "put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"),
     "hello": Spec("node", {"cluster_id": _TEXT_OR_NONE, "leader": _TEXT_OR_NONE, "leader_address": _TEXT_OR_NONE, "term": _NUMBER}),
+    "give_way": Spec("node", {"cluster": _TEXT}),
+    "accepted": Spec("node", {"cluster": _TEXT, "into": _TEXT}),
     "snapshot_slice": Spec("node", {"snapshot_id": _TEXT, "offset": _NUMBER, "total": _NUMBER}),
     "join": Spec("executor", {"boot": _TEXT, "name": _TEXT, "facts": (dict,)}),
     "report": Spec("executor", {"held": (dict,), "sources": (list,), "ran_before": (dict,)}),

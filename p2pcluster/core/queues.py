@@ -58,6 +58,8 @@ class State(RowedState):
             "forget": self._apply_forget,
             "member": self._apply_member,
             "member_left": self._apply_member_left,
+            "accept": self._apply_accept,
+            "dissolve": self._apply_dissolve,
         }
 
     # ---- applying
@@ -68,7 +70,7 @@ class State(RowedState):
         outcomes = []
         for message, offset in decode_commands(body):
             context = _Context(index, at_ms, offset, message.blobs)
-            outcome = self._handlers[message.kind](message, context)
+            outcome = self._handlers[message.kind](message, context) if self.moved_to is None else self._moved(message)
             self._mix(outcome)
             outcomes.append(outcome)
         self.skip(index, term, at_ms)
@@ -572,6 +574,32 @@ class State(RowedState):
             return Outcome("member_left", "already")
         self._touch("members", message.fields["node"])
         return Outcome("member_left", "ok")
+
+    # ---- two clusters of one name
+
+    def _apply_accept(self, message: Message, context: _Context) -> Outcome:
+        """Another cluster may dissolve into this one, which therefore dissolves no more."""
+        self.accepted.add(message.fields["cluster"])
+        self._touch("clusters", message.fields["cluster"])
+        return Outcome("accept", "ok")
+
+    def _apply_dissolve(self, message: Message, context: _Context) -> Outcome:
+        """Nothing was put here and nobody counts on this cluster: from here on everything is refused."""
+        if self.has_work:
+            return _refused(message, "has_work")
+        if self.accepted:
+            return _refused(message, "accepted_another")
+        self.moved_to = message.fields["into"]
+        self._touch("clusters", self.moved_to)
+        return Outcome("dissolve", "ok")
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything was ever put here."""
+        return any(queue.put for queue in self.queues.values())
+
+    def _moved(self, message: Message) -> Outcome:
+        return _refused(message, "moved", into=self.moved_to)
 
     # ---- done
 

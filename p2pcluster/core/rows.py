@@ -31,6 +31,8 @@ class RowedState:
         self.pipelines: dict[str, PipelineState] = {}
         self.bundles: dict[tuple[str, int], BundlePart] = {}
         self.members: dict[str, dict[str, Any]] = {}
+        self.accepted: set[str] = set()  # clusters of this one's name that were told that they may dissolve into it
+        self.moved_to: str | None = None  # the cluster that this one has dissolved into
         self._dirty: dict[str, set[Any]] = {}
         self._removed_chunks: set[tuple[str, int]] = set()
         self._cleared_keys: set[str] = set()
@@ -138,7 +140,7 @@ class RowedState:
     def all_rows(self) -> Rows:
         """Every row that the state has: what the tables should hold."""
         rows: Rows = {table: {} for table in ("queues", "chunks", "leases", "keys", "parked", "producers", "projects",
-                                              "bundles", "members")}
+                                              "bundles", "members", "clusters")}
         for name, queue in self.queues.items():
             rows["queues"].update(self._rows_of("queues", name))
             rows["leases"].update({k: v for k, v in self._rows_of("leases", name).items() if len(k) == 2})
@@ -149,7 +151,7 @@ class RowedState:
             for item_id in queue.parked:
                 rows["parked"].update(self._rows_of("parked", (name, item_id)))
         for table, keys in (("producers", self.producers), ("projects", self.pipelines), ("bundles", self.bundles),
-                            ("members", self.members)):
+                            ("members", self.members), ("clusters", self._clusters())):
             for key in keys:
                 rows[table].update(self._rows_of(table, key))
         return rows
@@ -220,6 +222,14 @@ class RowedState:
         member = self.members.get(node)
         return {(node,): None if member is None else (member["name"], json.dumps(member["facts"]))}
 
+    def _clusters(self) -> dict[str, str]:
+        """Other clusters of this one's name, each with what has been settled between them."""
+        fates = dict.fromkeys(sorted(self.accepted), "accepted")
+        return fates if self.moved_to is None else {**fates, self.moved_to: "moved"}
+
+    def _rows_of_clusters(self, cluster: str) -> dict[Row, Row | None]:
+        return {(cluster,): (self._clusters()[cluster],)}
+
     def load(self, table: str, rows: Iterable[Row]) -> None:
         """Take in the rows of a table as `rows_changed` gave them, key columns first. Tables come in the order of `TABLES`."""
         for row in rows:
@@ -285,3 +295,9 @@ class RowedState:
 
     def _load_members(self, node: str, name: str, facts: str) -> None:
         self.members[node] = {"name": name, "facts": json.loads(facts)}
+
+    def _load_clusters(self, cluster: str, fate: str) -> None:
+        if fate == "moved":
+            self.moved_to = cluster
+        else:
+            self.accepted.add(cluster)

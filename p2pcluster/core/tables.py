@@ -41,6 +41,7 @@ TABLES: dict[str, Table] = {
         "body_bytes": "INTEGER", "body_crc": "INTEGER", "body": "BLOB",
     }, 2),
     "members": Table({"node": "TEXT", "name": "TEXT", "facts": "TEXT"}, 1),
+    "clusters": Table({"cluster": "TEXT", "fate": "TEXT"}, 1),
 }
 
 # Columns that stay NULL while the bytes still stand in the log; `body_crc` covers them once they are filled in. A row's own crc

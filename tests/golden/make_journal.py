@@ -3,8 +3,8 @@
     python tests/golden/make_journal.py
 
 Run it again only when the format changes before anybody has a journal of it. After that a new format gets a file of its
-own beside the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v1.json` says what is
-in `journal_v1.sqlite3`: items in every state, some with their bytes in the log and some in rows of their own, and a
+own beside the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v2.json` says what is
+in `journal_v2.sqlite3`: items in every state, some with their bytes in the log and some in rows of their own, and a
 tail that is not committed.
 """
 
@@ -26,7 +26,7 @@ from p2pcluster.core.log import COMMANDS, NOOP, Entry
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
-from p2pcluster.journal import Journal, Recovered, Write
+from p2pcluster.journal import FORMAT, Journal, Recovered, Write
 from tests.contract.stores import RealStore
 from tests.simulation.queue_model import beginning, entry_body, source_key, values_of
 from tests.simulation.sole_voter import SoleVoter, put
@@ -148,10 +148,10 @@ def main() -> None:
         node = SoleVoter(store)
         write_everything(node)
         node.journal.close()
-        target = FOLDER / "journal_v1.sqlite3"
+        target = FOLDER / f"journal_v{FORMAT}.sqlite3"
         target.write_bytes(store.path.read_bytes())
         journal, recovered = store.open()
-        (FOLDER / "journal_v1.json").write_text(
+        (FOLDER / f"journal_v{FORMAT}.json").write_text(
             json.dumps(describe(journal, recovered), indent=1, sort_keys=True) + "\n"
         )
         journal.close()

@@ -49,6 +49,7 @@ class Chooser:
                 "on_done_ran": 1,
                 "forget": 1,
                 "member": 1,
+                "rival": 1,
             }.items()
             for _ in range(weight)
         ]
@@ -305,6 +306,12 @@ class Chooser:
 
     def _a_forget(self) -> list[Message]:
         return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
+
+    def _a_rival(self) -> list[Message]:
+        cluster = self.random.choice(["k1", "k2"])
+        if self.random.random() < 0.1:
+            return [Message("dissolve", {"into": cluster})]
+        return [Message("accept", {"cluster": cluster})]
 
     def _a_member(self) -> list[Message]:
         node = self.random.choice(["n1", "n2"])

@@ -263,13 +263,18 @@ class Model:
         self.pipelines: dict[str, ModelPipeline] = {}
         self.bundles: dict[tuple[str, int], bytes] = {}
         self.members: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.accepted: set[str] = set()
+        self.moved_to: str | None = None
         self.at_ms = 0
 
     def apply(self, at_ms: int, messages: Iterable[Message]) -> list[Said]:
         self.at_ms = at_ms
-        return [
-            self._say(message, getattr(self, f"_{message.kind}")(message.fields, message.blobs)) for message in messages
-        ]
+        return [self._say(message, self._outcome(message)) for message in messages]
+
+    def _outcome(self, message: Message) -> tuple[Any, ...]:
+        if self.moved_to is not None:
+            return "refused", {"code": "moved", "into": self.moved_to}
+        return getattr(self, f"_{message.kind}")(message.fields, message.blobs)  # type: ignore[no-any-return]
 
     @staticmethod
     def _say(message: Message, said: tuple[Any, ...]) -> Said:
@@ -596,6 +601,18 @@ class Model:
 
     def _member_left(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         return ("already" if self.members.pop(fields["node"], None) is None else "ok"), {}
+
+    def _accept(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        self.accepted.add(fields["cluster"])
+        return "ok", {}
+
+    def _dissolve(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        if any(queue.items for queue in self.queues.values()):
+            return "refused", {"code": "has_work"}
+        if self.accepted:
+            return "refused", {"code": "accepted_another"}
+        self.moved_to = fields["into"]
+        return "ok", {}
 
     def _maybe_done(self, name: str | None) -> None:
         pipeline = self.pipelines.get(name or "")

@@ -55,7 +55,7 @@ def fill(node: SoleVoter) -> None:
     """Rows in every table, and entries above them."""
     node.commit(put("p/in", 1, b"one", b"two", b"three", b"four"), put("w/x", 2, b"k", b"never", keys=b'["k", "k"]'))
     node.commit(commands.take("p/in", [(1, 4)], FENCE), commands.fail("p/in", 1, FENCE, ERROR, 5))
-    node.commit(Message("member", {"node": "n1", "name": "host", "facts": {"cores": 2}}))
+    node.commit(Message("member", {"node": "n1", "name": "host", "facts": {"cores": 2}}), Message("accept", {"cluster": "another"}))
     node.checkpoint()
     node.commit(commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([2]), b"ok")]))
     node.commit(put("p/d", 3, b"above"))
@@ -89,10 +89,10 @@ def refused(store: RealStore, match: str) -> JournalCorrupt:
 
 def test_a_file_of_a_newer_format_is_refused_and_not_touched(store: RealStore, node: SoleVoter) -> None:
     node.journal.close()
-    edited(store, "UPDATE meta SET value = 2, crc = ? WHERE key = 'format'", row_crc(("format", 2)))
+    edited(store, "UPDATE meta SET value = 3, crc = ? WHERE key = 'format'", row_crc(("format", 3)))
     before = store.path.read_bytes()
     for opening in (store.open, lambda: open_for_reading(store.path)):
-        with pytest.raises(JournalError, match="format 2 and this version reads up to 1: update p2pcluster"):
+        with pytest.raises(JournalError, match="format 3 and this version reads up to 2: update p2pcluster"):
             opening()
     assert store.path.read_bytes() == before
 
@@ -108,13 +108,13 @@ def test_an_older_format_is_led_up_step_by_step(
     def step(db: sqlite3.Connection) -> None:
         steps.append(db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0])
 
-    monkeypatch.setattr(journal, "FORMAT", 3)
-    monkeypatch.setattr(journal, "MIGRATIONS", {1: step, 2: step})
+    monkeypatch.setattr(journal, "FORMAT", 4)
+    monkeypatch.setattr(journal, "MIGRATIONS", {2: step, 3: step})
     node.open()
-    assert steps == [1, 2]
+    assert steps == [2, 3]
     assert facts(node.state) == before
     node.end()
-    assert steps == [1, 2]
+    assert steps == [2, 3]
 
 
 def test_a_file_that_is_not_sqlites_is_refused(store: RealStore) -> None:
@@ -771,7 +771,7 @@ def test_after_an_error_the_file_is_left_for_the_next_start_to_judge(store: Real
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
-@pytest.mark.parametrize("version", [1])
+@pytest.mark.parametrize("version", [1, 2])
 def test_a_journal_of_an_earlier_version_is_opened_forever(version: int, memory: int, store: RealStore) -> None:
     shutil.copy(GOLDEN / f"journal_v{version}.sqlite3", store.path)
     opened, recovered = Journal.open(store.path, store.mark_path, memory)
@@ -789,9 +789,17 @@ def test_a_journal_of_an_earlier_version_is_opened_forever(version: int, memory:
     assert node.values("p/d")[-1] == b"goes on"
 
 
-def test_the_golden_journal_is_read_beside_a_shell_that_only_looks(tmp_path: Path) -> None:
+def test_what_only_reads_leaves_an_older_journal_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite3"
     shutil.copy(GOLDEN / "journal_v1.sqlite3", path)
+    with pytest.raises(JournalError, match="has format 1, .* start its node once with this version, which leads it up"):
+        open_for_reading(path)
+    assert path.read_bytes() == (GOLDEN / "journal_v1.sqlite3").read_bytes()
+
+
+def test_the_golden_journal_is_read_beside_a_shell_that_only_looks(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    shutil.copy(GOLDEN / "journal_v2.sqlite3", path)
     assert open_for_reading(path).last_index == 21
     db = sqlite3.connect(path)
     assert db.execute("SELECT id, error FROM parked WHERE queue = 'p/in'").fetchone()[0] == 1

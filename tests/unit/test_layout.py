@@ -31,7 +31,7 @@ FLOORS = (
     {"errors", "config"},
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values"},
-    {"beacons", "clients", "committer", "neighbours", "offering", "peers", "projects"},  # the rooms of the daemon
+    {"beacons", "clients", "committer", "neighbours", "offering", "peers", "projects", "rivals"},  # the rooms of the daemon
     {"client", "worker", "daemon", "local"},
     {"cli", "doctor", "page", "classic", "examples"},
     {"__main__"},
@@ -41,6 +41,8 @@ BESIDE = {
     ("journal", "wal"): "the write-ahead log is a part of the file that the journal opens",
     ("process", "stream"): "a stage process is talked to over the same kind of connection",
     ("neighbours", "peers"): "the neighbours are peers, each with links of its own",
+    ("rivals", "neighbours"): "another cluster of this name is spoken to over the connections to its nodes",
+    ("rivals", "peers"): "and is dialled like them",
     ("cli", "doctor"): "a verb with much to say has a module of its own",
     ("local", "worker"): "run_local runs a stage with the code that a stage process runs it with",
 }

@@ -324,6 +324,24 @@ def test_discard_drops_parked_items_by_id_and_everything_without(log: Log) -> No
     assert list(queue.ready) == [(5, 6)], "ids are not used again"
 
 
+def test_a_cluster_that_was_given_nothing_dissolves_and_refuses_everything_after(log: Log) -> None:
+    assert log.one(Message("dissolve", {"into": "other"})) == ("ok", {})
+    assert log.put("p/in", b"a") == ("refused", {"code": "moved", "into": "other"})
+    assert log.state.moved_to == "other"
+
+
+def test_a_cluster_that_was_given_something_stays(log: Log) -> None:
+    log.put("p/in", b"a")
+    assert log.one(Message("dissolve", {"into": "other"})) == ("refused", {"code": "has_work"})
+    assert log.state.moved_to is None
+
+
+def test_of_two_clusters_that_would_both_give_way_one_stays(log: Log) -> None:
+    """Whoever has accepted another is counted on."""
+    log.one(Message("accept", {"cluster": "other"}))
+    assert log.one(Message("dissolve", {"into": "other"})) == ("refused", {"code": "accepted_another"})
+
+
 def test_parked_items_take_no_room_in_a_queue(log: Log) -> None:
     """Else a few large ones would hold back the stage before it forever."""
     parked_log(log)
