@@ -265,6 +265,49 @@ def test_a_follower_and_its_processes_are_killed_with_work_in_hand(three: Machin
     three.assert_copies_are_whole_and_equal()
 
 
+def test_on_done_waits_for_the_machine_that_the_project_came_from(three: Machines) -> None:
+    """That one has the files. It is dead when the run is done; another one's try would fail, be repeated and be given up."""
+    leader = three.leader("a")
+    origin = three.follower(leader)
+    gate, told = three.site.folder / "gate", three.site.folder / "told"
+    three.deploy(
+        origin,
+        HEAD
+        + f"""
+import time
+from pathlib import Path
+
+@source
+def Numbers():
+    yield from range(30)
+
+@stage(processes=6)
+def Wait(x):
+    while not Path({str(gate)!r}).exists():
+        time.sleep(0.01)
+    return x
+
+def finish():
+    with open({str(told)!r}, "a") as file:
+        file.write(current().node + "\\n")
+
+pipeline = Pipeline("finish", Numbers >> Wait >> Queue("out", maxsize=None), on_done=finish)
+""",
+        "finish",
+    )
+    with three.connect(leader, "finish") as link:
+        wait_for(lambda: any(stage["idle_because"] == "the source has ended" for stage in link.status()["stages"]), "the source has ended")
+        three.kill(origin)
+        gate.touch()
+        wait_for(lambda: all(pipeline["state"] == "done" for pipeline in link.status()["pipelines"]), "all items are done")
+        assert not told.exists()
+        three.start(origin)
+        assert_done(link, list(range(30)))
+    assert told.read_text().split() == [f"{socket.gethostname()}/{three.home(origin).name}"]
+    three.wait_for_roles("a", leader=1, voter=2)
+    three.assert_copies_are_whole_and_equal()
+
+
 # ---- machines that differ
 
 

@@ -640,6 +640,15 @@ def test_who_dies_or_falls_behind_has_to_be_stable_anew() -> None:
     assert vitals["b"].is_ready(6100 + round(1000 * config.PROMOTE_STABLE_S))
 
 
+def test_a_watch_says_who_has_been_dead_for_long_and_nothing_of_whom_it_has_not_looked_at() -> None:
+    watch = Watch(0)
+    assert not watch.is_dead_for("c", 0, 10**9)
+    observed(watch, 100, "ab")
+    assert not watch.is_dead_for("c", 1000, 999)
+    assert watch.is_dead_for("c", 1000, 1000)
+    assert not watch.is_dead_for("a", 0, 10**9)
+
+
 def test_what_a_watch_remembers_is_bounded() -> None:
     watch = Watch(0)
     for now_ms in range(0, 20_000, 20):
