@@ -36,7 +36,7 @@ AIMS = {
     "idle.with_stages.node_cpu_percent": "under 1", "idle.with_stages.node_rss_mib": "under 60",
     "million.rss_mib": "under 300", "million.start_after_kill_s": "under 5", "million.start_after_stop_s": "under 5",
     "ratios.drain_to_w1": "1", "ratios.nodes_to_w1": "0.4", "nodes.start.first_run_done_s": "under 3",
-    "failover.p50_ms": "under 300", "failover.p99_ms": "under 1,000",
+    "failover.p50_ms": "under 300", "failover.p99_ms": "under 1,000", "handover.gap_max_ms": "under 200",
 }
 RATIOS = {
     "w1_to_managers_plain": ("w1.rate_per_s", "managers.plain.rate_per_s"),
@@ -97,7 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, choices=NODES, metavar="N",
                         help="nodes of the cases nodes and failover, 3 to 7; without --only: just w1 and nodes")
     parser.add_argument("--failover", type=int, metavar="N",
-                        help="so many kills of the leader in the case failover; without --only: just that")
+                        help="so many kills of the leader in the case failover; without --only: just that and handover")
     args = parser.parse_args(argv)
     if args.failover is not None and args.failover < 1:
         parser.error("--failover needs a kill at least")
@@ -108,7 +108,7 @@ def chosen(args: argparse.Namespace) -> tuple[list[str], cases.Sizes]:
     """The cases to run, and how much each does."""
     sizes = cases.QUICK if args.quick else cases.Sizes()
     sizes = sizes._replace(nodes=args.nodes or sizes.nodes, kills=args.failover or sizes.kills)
-    asked = (["w1", "nodes"] if args.nodes else []) + (["failover"] if args.failover else [])
+    asked = (["w1", "nodes"] if args.nodes else []) + (["failover", "handover"] if args.failover else [])
     return args.only or asked or list(cases.CASES), sizes
 
 

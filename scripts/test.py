@@ -5,8 +5,9 @@
     python scripts/test.py --all-pythons            then also on the other Pythons of this machine that are supported
 
 The environment is `.venv` in the project's folder; for the other Pythons, and where `.venv` is one of another Python, it is `.venv-3.X`.
-On the other Pythons the tests in tests/e2e are left out: they start real processes and take most of the time. The exit code is pytest's:
-that of the first run that failed, else 0; 1 with a line that says why when no test could run.
+Where nothing is chosen, the tests in tests/e2e run beside the others, since they mostly wait for real processes; what they print comes at the end.
+On the other Pythons they are left out: they take most of the time. The exit code is pytest's: that of the first run that failed, else 0; 1 with a
+line that says why when no test could run.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # those that --all-pythons looks for
-NOT_ON_OTHERS = "tests/e2e"
+END_TO_END = "tests/e2e"
 START_S = 60.0  # for a Python to say what it is
 
 class CannotTest(Exception):
@@ -32,9 +34,9 @@ def main(arguments: list[str]) -> int:
     all_pythons = "--all-pythons" in arguments
     wanted = [argument for argument in arguments if argument != "--all-pythons"]
     try:
-        codes = [_test(sys.executable, sys.version_info[:2], wanted)]
+        codes = [_test(sys.executable, sys.version_info[:2], wanted)] if wanted else _test_all(sys.executable, sys.version_info[:2])
         if all_pythons:
-            codes += [_test(python, version, [f"--ignore={NOT_ON_OTHERS}", *wanted]) for version, python in _other_pythons()]
+            codes += [_test(python, version, [f"--ignore={END_TO_END}", *wanted]) for version, python in _other_pythons()]
     except CannotTest as error:
         print(f"scripts/test.py: {error}", file=sys.stderr)
         return 1
@@ -42,10 +44,30 @@ def main(arguments: list[str]) -> int:
 
 
 def _test(python: str, version: tuple[int, int], arguments: list[str]) -> int:
-    in_environment = _environment(python, version)
-    command = [in_environment, "-m", "pytest", *arguments]
-    print(f"--- Python {_dotted(version)}: {shlex.join(['pytest', *arguments])}", flush=True)
+    command = [_environment(python, version), "-m", "pytest", *arguments]
+    _announce(version, arguments)
     return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def _test_all(python: str, version: tuple[int, int]) -> list[int]:
+    """Every test: end to end in one process, and all others beside it."""
+    command = [_environment(python, version), "-m", "pytest", END_TO_END]
+    with tempfile.TemporaryFile() as printed:
+        beside = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            others = _test(python, version, [f"--ignore={END_TO_END}"])
+            _announce(version, [END_TO_END])
+            codes = [others, beside.wait()]
+        finally:
+            beside.kill()  # when this script is interrupted; else it has ended
+            beside.wait()
+        printed.seek(0)
+        print(printed.read().decode(errors="replace"), flush=True)
+    return codes
+
+
+def _announce(version: tuple[int, int], arguments: list[str]) -> None:
+    print(f"--- Python {_dotted(version)}: {shlex.join(['pytest', *arguments])}", flush=True)
 
 
 # ---- environments

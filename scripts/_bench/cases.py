@@ -26,6 +26,7 @@ PUT_PAUSE_S = 0.02
 STEADY_PROCESSES = 3  # of the project `steady`
 READY_AT_KILL = 300  # two seconds of the steady pipeline's work
 FAILOVER_S_MAX = 60.0
+DONE_AFTER_HANDOVER = 10  # times that the new leader tells of more, before it counts as going on
 ENTRIES_UNDER_WAY = 20
 RATE_MIN_PER_S = 500  # slower than this is not a figure but a failure: bounds every wait
 MIB = 1 << 20
@@ -46,10 +47,11 @@ class Sizes(NamedTuple):
     nodes: int = 3
     listen_s: float = 60.0  # a beacon of an idle node comes every 5 to 10 s
     kills: int = 10
+    handovers: int = 10
 
 
 QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0,
-              listen_s=30.0, kills=5)
+              listen_s=30.0, kills=5, handovers=3)
 
 
 def time_allowed_s(items: int) -> float:
@@ -495,6 +497,50 @@ def _kill_leader(nodes: Nodes) -> tuple[float, float, str]:
     return first.at_s - killed_s, later.at_s - killed_s, leader
 
 
+def handover(sizes: Sizes) -> Figures:
+    """The leader is asked to stop, as by Ctrl-C, while items are done: the longest time meanwhile in which none is.
+
+    As a client sees it that asks every node all the time. An item takes 20 ms.
+    """
+    with scratch() as folder, Nodes(folder, sizes.nodes) as nodes:
+        leader = nodes.wait_for_voters()
+        nodes.deploy("steady", leader)
+        put, gaps_ms = 0, []
+        for _ in range(sizes.handovers):
+            put = _work_at_hand(nodes, put)
+            gap_s, leader = _stop_leader(nodes)
+            gaps_ms.append(1000 * gap_s)
+            nodes.start(leader)
+            nodes.wait_for_voters()
+        with nodes.connect("steady") as cluster:
+            cluster.close("numbers")
+            cluster.wait(time_allowed_s(put))
+            check_squares(list(cluster.results("squares")), put, len(cluster.parked()))
+        nodes.stop()
+    return {"nodes": sizes.nodes, "handovers": sizes.handovers, "items": put, "gap_p50_ms": percentile(gaps_ms, 0.5),
+            "gap_max_ms": max(gaps_ms)}
+
+
+def _stop_leader(nodes: Nodes) -> tuple[float, str]:
+    """The longest time without one more *done*, from before the leader is asked to stop until another has told of several; who that was."""
+    with ExitStack() as links:
+        known = {name: links.enter_context(nodes.named(name).connect("steady")) for name in nodes.names()}
+        last = wait_for(lambda: next(_leading(known.values()), None), "a leader", POLL_S)
+        leader, gap_s, heard = last.leader, 0.0, 0
+        nodes.named(leader).ask_to_stop()
+        deadline_s = time.monotonic() + FAILOVER_S_MAX
+        while heard < DONE_AFTER_HANDOVER and time.monotonic() < deadline_s:
+            for now in _leading(known.values()):
+                if now.done > last.done:
+                    gap_s, last = max(gap_s, now.at_s - last.at_s), now
+                    heard += now.leader != leader
+            time.sleep(POLL_S)
+    if heard < DONE_AFTER_HANDOVER:
+        raise BenchError(f"handover: {FAILOVER_S_MAX:g} s after {leader} was asked to stop no other node gets on")
+    nodes.named(leader).wait_until_stopped()
+    return gap_s, leader
+
+
 def _next_done(survivors: Sequence[Cluster], killed: str, deadline_s: float) -> tuple[Progress, Progress]:
     """The first answers of a new leader. What the old one committed last may show in the first: that is no progress."""
     first = None
@@ -527,5 +573,5 @@ def check_squares(values: Sequence[int], items: int, parked: int) -> None:
 
 CASES: dict[str, Callable[[Sizes], Figures]] = {
     "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start,
-    "idle": idle, "million": million, "nodes": several, "failover": failover,
+    "idle": idle, "million": million, "nodes": several, "failover": failover, "handover": handover,
 }

@@ -29,7 +29,7 @@ def bench() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def tiny(bench: ModuleType) -> Any:
     counts = {"items": 3000, "slow_items": 300, "managers_items": 300, "naps": 24, "latencies": 10, "starts": 1}
-    return bench.cases.Sizes(**counts, idle_s=0.2, listen_s=0.2, kills=1)
+    return bench.cases.Sizes(**counts, idle_s=0.2, listen_s=0.2, kills=1, handovers=1)
 
 
 def case(bench: ModuleType, name: str, sizes: Any) -> dict[str, Any]:
@@ -103,6 +103,12 @@ def test_after_a_kill_another_node_leads_and_then_more_is_done(bench: ModuleType
     assert 0 < figures["new_leader_p50_ms"] <= figures["p50_ms"] <= figures["p99_ms"] == figures["max_ms"]
 
 
+def test_a_leader_that_is_asked_to_stop_hands_over_and_the_time_without_progress_is_told(bench: ModuleType, tiny: Any) -> None:
+    figures = case(bench, "handover", tiny)
+    assert figures["handovers"] == 1
+    assert 0 < figures["gap_p50_ms"] == figures["gap_max_ms"]
+
+
 # ---- what is printed
 
 
@@ -169,8 +175,8 @@ def test_a_rate_of_a_log_that_was_not_copied_is_none(bench: ModuleType) -> None:
 
 @pytest.mark.parametrize(("words", "names", "nodes", "kills"), [
     (["--nodes", "5"], ["w1", "nodes"], 5, 10),
-    (["--failover", "50"], ["failover"], 3, 50),
-    (["--nodes", "3", "--failover", "2"], ["w1", "nodes", "failover"], 3, 2),
+    (["--failover", "50"], ["failover", "handover"], 3, 50),
+    (["--nodes", "3", "--failover", "2"], ["w1", "nodes", "failover", "handover"], 3, 2),
     (["--only", "nodes", "--nodes", "7", "--quick"], ["nodes"], 7, 5),
 ])
 def test_nodes_and_kills_are_counted_by_options_that_choose_their_cases(
