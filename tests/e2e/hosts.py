@@ -6,10 +6,8 @@ Asked from inside a host's namespace, as a program there would ask. What every t
 from __future__ import annotations
 
 import contextlib
-import random
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,19 +58,8 @@ class Hosts:
                                            P2PCLUSTER_HOME=str(self.home(name)), P2PCLUSTER_BIND="0.0.0.0")
         return self.nodes[name]
 
-    def start_all(self, seed: int | None) -> None:
-        """At the same instant; with a seed one after the other, in an order and with pauses that are the seed's."""
-        order = self.names
-        chance = random.Random(seed)
-        if seed is not None:
-            chance.shuffle(order)
-        for name in order:
-            self.start(name)
-            if seed is not None:
-                time.sleep(chance.uniform(0.0, 0.6))
-
     def close(self) -> None:
-        """Kill what runs."""
+        """Kill what runs, and take the network down; once more does nothing."""
         for node in self.nodes.values():
             if node.is_running:
                 node.kill()
@@ -84,7 +71,7 @@ class Hosts:
     @contextlib.contextmanager
     def connect(self, name: str, timeout_s: float = 10.0) -> Iterator[Cluster]:
         """A program on the host; it is on that host as long as the block."""
-        with inside(self.namespaces[name]), connect("cut", home=self.home(name), authkey_file=self.site.key_file, timeout_s=timeout_s) as link:
+        with inside(self.namespaces[name]), connect(home=self.home(name), authkey_file=self.site.key_file, timeout_s=timeout_s) as link:
             yield link
 
     def status(self, name: str, timeout_s: float = 1.0) -> dict[str, Any] | None:

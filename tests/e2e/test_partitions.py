@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -44,17 +45,18 @@ NUMBERS = 150  # from the source: more than a second of work
 VALUES = 200  # of one test: some seconds of work for one process, so that a cut finds work in hand everywhere
 NOBODY_S = 2.5  # more than two election timeouts, in which somebody would come to lead if that could be
 REFUSED_S = 0.7  # for an answer that is not to come
-BY_SEED = 20260101
+SEED = 20260101  # of the order in which nodes are started
 
 
 @contextlib.contextmanager
-def network(folder: Path, count: int, seed: int | None, processes: int = 5) -> Iterator[Hosts]:
-    """So many hosts, each with a node that is starting; `processes` of the stage that the tests feed."""
+def network(folder: Path, count: int, start: bool = True) -> Iterator[Hosts]:
+    """So many hosts, whose nodes are starting if they are to."""
     folder.mkdir()
     site = Site(folder)
-    hosts = Hosts(site, Switch(), count, site.project(PIPELINE.format(count=NUMBERS, processes=processes)))
+    hosts = Hosts(site, Switch(), count, site.project(PIPELINE.format(count=NUMBERS, processes=5 if count == 5 else 2)))
     try:
-        hosts.start_all(seed)
+        for name in hosts.names if start else ():
+            hosts.start(name)
         yield hosts
     finally:
         hosts.close()
@@ -68,11 +70,25 @@ def _possible() -> None:
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    """Five hosts whose nodes were started in the order of a seed."""
-    with network(tmp_path_factory.mktemp("five") / "site", 5, BY_SEED) as hosts:
-        hosts.wait_for_roles("a", **ROLES[5])
-        yield hosts
+def at_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Hosts]]:
+    """Clusters of each size, all nodes of all started at the same instant."""
+    folder = tmp_path_factory.mktemp("at-once")
+    with contextlib.ExitStack() as stack:
+        yield {size: stack.enter_context(network(folder / str(size), size)) for size in ROLES}
+
+
+@pytest.fixture(scope="module")
+def five(at_once: dict[int, Hosts]) -> Hosts:
+    """The one of five hosts."""
+    close_but_five(at_once)
+    return at_once[5]
+
+
+def close_but_five(networks: dict[int, Hosts]) -> None:
+    """End those that are not needed any more."""
+    for size, hosts in networks.items():
+        if size != 5:
+            hosts.close()
 
 
 @pytest.fixture
@@ -88,7 +104,7 @@ def whole(five: Hosts) -> Iterator[Hosts]:
             five.start(name)
 
 
-_first = itertools.count(0, 10 * VALUES)
+_first = itertools.count(10 * VALUES, 10 * VALUES)  # below are those of `ends_well`
 
 
 class Work:
@@ -148,25 +164,23 @@ def refuses(hosts: Hosts, name: str, value: int) -> None:
 # ---- sizes
 
 
-def test_clones_on_empty_machines_make_one_cluster_with_the_roles_of_its_size(tmp_path: Path) -> None:
-    at_once = [(1, None), (2, None), (3, None), (5, None)]
-    one_by_one = [(2, BY_SEED), (3, BY_SEED), (7, BY_SEED)]
-    with contextlib.ExitStack() as stack:
-        networks = [stack.enter_context(network(tmp_path / f"{size}-{seed}", size, seed, 1)) for size, seed in at_once + one_by_one]
-        for hosts in networks:
-            is_one_cluster(hosts)
-        for hosts in networks:
-            ends_well(hosts, 0, hosts.names[-1])
+def test_clones_that_start_on_empty_machines_at_the_same_instant_make_one_cluster_of_any_size(at_once: dict[int, Hosts]) -> None:
+    for hosts in at_once.values():
+        is_one_cluster(hosts)
+    for hosts in at_once.values():
+        ends_well(hosts, 0, hosts.names[-1])
+    close_but_five(at_once)
 
 
-def is_one_cluster(hosts: Hosts) -> dict[str, str]:
-    """One node has founded it, each has a role, each host finds the leader, and the clones of the project are one version."""
-    roles = hosts.wait_for_roles("a", **ROLES[len(hosts.names)])
-    assert sorted(roles) == hosts.names
+def is_one_cluster(hosts: Hosts, names: list[str] | None = None) -> dict[str, str]:
+    """Of the nodes that were started, one has founded it and each has a role and finds the leader; the clones of the project are one version."""
+    names = names or hosts.names
+    roles = hosts.wait_for_roles(names[0], **ROLES[len(names)])
+    assert sorted(roles) == sorted(names)
     founders = [name for name, node in hosts.nodes.items() if any("founded cluster" in line for line in node.lines)]
     assert len(founders) == 1
     assert not any("another version" in line or "replaces" in line for node in hosts.nodes.values() for line in node.lines)
-    leaders = {hosts.leader(name) for name in hosts.names}
+    leaders = {hosts.leader(name) for name in names}
     assert len(leaders) == 1 and None not in leaders, "a worker knows where the leader listens too"
     return roles
 
@@ -185,9 +199,14 @@ def ends_well(hosts: Hosts, fed: int, name: str) -> None:
     hosts.wait_for_equal_copies(other for other, role in roles.items() if role != "worker")
 
 
-def test_half_of_seven_are_killed_at_once_and_the_others_go_on_until_they_are_back(tmp_path: Path) -> None:
-    with network(tmp_path / "seven", 7, None, 3) as hosts:
-        roles = is_one_cluster(hosts)
+def test_a_cluster_has_the_roles_of_its_size_as_it_grows_to_seven_and_half_of_these_may_be_killed_at_once(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    with network(tmp_path / "seven", 7, start=False) as hosts:
+        chance.shuffle(order := hosts.names)
+        for count, name in enumerate(order, 1):
+            hosts.start(name)
+            if count in ROLES:
+                roles = is_one_cluster(hosts, order[:count])
         of = {role: [name for name in hosts.names if roles[name] == role] for role in set(roles.values())}
         killed = [of["leader"][0], of["voter"][0], of["worker"][0]]
         left = [name for name in hosts.names if name not in killed]
