@@ -177,6 +177,8 @@ class _Run:
         self.out_dir = out_dir
         self.stack = stack
         self.manifest = pipeline.manifest()
+        for record in self.manifest["stages"]:
+            record["where"] = None  # rules are about a cluster's nodes, and here is none
         refuse_what_cannot_run(self.manifest)
         self.records = {record["name"]: record for record in self.manifest["stages"]}
         self.queues = {record["name"]: record for record in self.manifest["queues"]}

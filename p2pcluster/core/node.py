@@ -19,7 +19,7 @@ from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
-from p2pcluster.core.placement import Load, plan_processes
+from p2pcluster.core.placement import Load, allowed_nodes, plan_processes
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of
@@ -664,12 +664,10 @@ class Node:
                 ))
         return loads
 
-    def _home_of(self, pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> tuple[str | None, str | None]:
-        """The session that alone may run a stage, and the one that is to, of the machine that the project came from."""
+    def _home_of(self, pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> tuple[frozenset[str] | None, str | None]:
+        """The sessions that may run a stage, None for all; and the one that is to, of the machine that the project came from."""
         origin = self._origin_of(pipeline, nodes)
-        if stage["where"] == "origin":
-            return origin.id if origin else "", None
-        return None, origin.id if origin and stage["kind"] != "stage" else None
+        return allowed_nodes(pipeline, stage, nodes)[0], origin.id if origin and stage["kind"] != "stage" else None
 
     def _origin_of(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
         return next((session for session in nodes if session.node == pipeline.origin.get("node")), None)
@@ -711,11 +709,12 @@ class Node:
         producer = self.state.producers.get(key)
         if key in self._owners or key in self._held or (producer is not None and producer.finished):
             return  # with a new epoch, what is held back would be refused
-        origin = self._origin_of(pipeline, nodes)
-        if origin is None and stage["where"] == "origin":
+        allowed, preferred = self._home_of(pipeline, stage, nodes)
+        fit = [n for n in nodes if allowed is None or n.id in allowed]
+        if not fit:
             return
-        sound = [n for n in nodes if not any(name.startswith(f"{pipeline.name}/") for name in n.troubles)] or nodes
-        session = origin or sound[shard % len(sound)]
+        sound = [n for n in fit if not any(name.startswith(f"{pipeline.name}/") for name in n.troubles)] or fit
+        session = next((n for n in fit if n.id == preferred), sound[shard % len(sound)])
         self._owners[key] = session.id
         command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,
                                      "boot": session.boot})

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from p2pcluster import config
+from p2pcluster.core import rules
 from p2pcluster.errors import GraphError
 
 NAME_CHARS_MAX = 100  # a name is half of a queue's full name and appears in status lines
@@ -148,6 +149,14 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+def _check_where(who: str, where: str | None) -> None:
+    try:
+        if where is not None:
+            rules.parse(where)
+    except GraphError as error:
+        raise GraphError(f"{who}: {error}") from None
+
+
 def checked_options(who: str, kind: Kind, given: Mapping[str, Any]) -> Options:
     """The options with their defaults. Raises `GraphError`, which `who` begins, for what the table does not admit."""
     for name, value in given.items():
@@ -158,6 +167,7 @@ def checked_options(who: str, kind: Kind, given: Mapping[str, Any]) -> Options:
             raise GraphError(f"{who}: {name} is for a {' or a '.join(rule.kinds)}; leave it out of a {kind}")
         if not (rule.none if value is None else rule.admits(value)):
             raise GraphError(f"{who}: {name}={value!r} is not {rule.says}; correct it or leave it out")
+    _check_where(who, given.get("where"))
     options = {"processes": "auto" if kind == "stage" else 1, **given}
     if options.get("batch") is None and "batch_wait_s" in given:
         raise GraphError(f"{who}: batch_wait_s has no meaning without batch; give batch= too or leave it out")

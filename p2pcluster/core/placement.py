@@ -7,7 +7,15 @@ so that two stages that are about even do not take turns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from p2pcluster.core import rules
+
+if TYPE_CHECKING:
+    from p2pcluster.core.node import Session
+    from p2pcluster.core.records import PipelineState
 
 HYSTERESIS = 1.5  # a process moves for a wait this many times as long
 WAIT_US_MIN = 200_000.0  # shorter waits are noise: starting a process costs about as much
@@ -23,7 +31,7 @@ class Load:
     per_node: int | None
     backlog: int
     service_us: float
-    only: str | None = None  # the one node that it may run on
+    allowed: frozenset[str] | None = None  # the nodes that satisfy its rule; None: it has none
     prefers: str | None = None  # the node that it runs on as long as that is there
     barred: frozenset[str] = frozenset()  # nodes where it does not start: they get none of it as long as there are others
 
@@ -33,6 +41,19 @@ class Load:
 
 
 Plan = dict[str, dict[str, int]]
+
+
+def allowed_nodes(pipeline: PipelineState, stage: dict[str, Any], nodes: Sequence[Session]) -> tuple[frozenset[str] | None, str | None]:
+    """The sessions of the nodes that satisfy a stage's rule, None where it has none; and why there is none of them, in one line."""
+    if stage["where"] is None:
+        return None, None
+    return rules.fitting(stage["where"], {session.id: (session.name, facts_of(session, pipeline)) for session in nodes})
+
+
+def facts_of(session: Session, pipeline: PipelineState) -> dict[str, Any]:
+    """What the rules of a pipeline may know of a node."""
+    is_origin = session.node == pipeline.origin.get("node")
+    return {**{name: session.facts.get(name) for name in rules.FACTS}, "name": session.name, "origin": is_origin}
 
 
 def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan) -> Plan:
@@ -45,9 +66,16 @@ def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan) -> P
         if load.processes != "auto":
             _spread(plan, load, int(load.processes), slots)
     auto = [load for load in placed if load.processes == "auto"]
-    for load, count in zip(auto, _shares(auto, sum(slots.values()), _totals(current)), strict=True):
+    most = [_most(load, slots) for load in auto]
+    for load, count in zip(auto, _shares(auto, most, sum(slots.values()), _totals(current)), strict=True):
         _spread(plan, load, count, slots)
     return plan
+
+
+def _most(load: Load, slots: dict[str, int]) -> int:
+    """How many processes an automatic stage may have: the slots of the nodes that it may run on, and one even beyond them."""
+    fit = [count for node, count in slots.items() if load.allowed is None or node in load.allowed]
+    return max(1, sum(count if load.per_node is None else min(count, load.per_node) for count in fit))
 
 
 def _totals(plan: Plan) -> dict[str, int]:
@@ -58,31 +86,36 @@ def _totals(plan: Plan) -> dict[str, int]:
     return totals
 
 
-def _shares(loads: list[Load], slots: int, current: dict[str, int]) -> list[int]:
-    """How many processes each automatic stage gets in all."""
-    shares = [max(1, current.get(load.stage, 1)) for load in loads]
+def _shares(loads: list[Load], most: list[int], slots: int, current: dict[str, int]) -> list[int]:
+    """How many processes each automatic stage gets in all, each within what it may have at most."""
+    shares = [min(limit, max(1, current.get(load.stage, 1))) for load, limit in zip(loads, most, strict=True)]
     while sum(shares) > max(slots, len(loads)):
         spare = [at for at in range(len(loads)) if shares[at] > 1]
         shares[min(spare, key=lambda at: loads[at].wait_us(shares[at]))] -= 1
-    while loads and sum(shares) < slots:
-        at = _longest(loads, shares)
+    while sum(shares) < slots and (open_to := _below(shares, most)):
+        at = _longest(loads, shares, open_to)
         if loads[at].wait_us(shares[at]) < WAIT_US_MIN:
             break
         shares[at] += 1
-    _move_one(loads, shares)
+    _move_one(loads, shares, most)
     return shares
 
 
-def _longest(loads: list[Load], shares: list[int]) -> int:
-    return max(range(len(loads)), key=lambda at: loads[at].wait_us(shares[at]))
+def _below(shares: list[int], most: list[int]) -> list[int]:
+    return [at for at in range(len(shares)) if shares[at] < most[at]]
 
 
-def _move_one(loads: list[Load], shares: list[int]) -> None:
+def _longest(loads: list[Load], shares: list[int], among: list[int]) -> int:
+    return max(among, key=lambda at: loads[at].wait_us(shares[at]))
+
+
+def _move_one(loads: list[Load], shares: list[int], most: list[int]) -> None:
     """One process at a time goes from the stage that would miss it least to the one that needs it most."""
     givers = [at for at in range(len(loads)) if shares[at] > 1]
-    if not givers:
+    takers = _below(shares, most)
+    if not givers or not takers:
         return
-    to = _longest(loads, shares)
+    to = _longest(loads, shares, takers)
     giver = min(givers, key=lambda at: loads[at].wait_us(shares[at] - 1))
     gain_us = loads[to].wait_us(shares[to])
     if giver != to and gain_us >= WAIT_US_MIN and gain_us > HYSTERESIS * loads[giver].wait_us(shares[giver] - 1):
@@ -94,11 +127,10 @@ def _spread(plan: Plan, load: Load, count: int, slots: dict[str, int]) -> None:
     """Give `count` processes to the nodes with the most slots left, within `per_node`."""
     for _ in range(count):
         room = [node for node in plan if load.per_node is None or plan[node].get(load.stage, 0) < load.per_node]
-        if load.only is not None:
-            room = [node for node in room if node == load.only]
-        else:
-            room = room if plan.keys() <= load.barred else [node for node in room if node not in load.barred]
-            room = [load.prefers] if load.prefers in room else room
+        fit = plan.keys() if load.allowed is None else plan.keys() & load.allowed
+        fit = fit if fit <= load.barred else fit - load.barred
+        room = [node for node in room if node in fit]
+        room = [load.prefers] if load.prefers in room else room
         if not room:
             return
         node = max(room, key=lambda name: slots[name] - sum(plan[name].values()))

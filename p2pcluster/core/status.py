@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core.membership import role_of
+from p2pcluster.core.placement import allowed_nodes
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import PipelineState, QueueState
 from p2pcluster.core.quorum import Configuration
@@ -98,8 +99,9 @@ def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, s
     troubles = [session.troubles[name] for session in nodes if name in session.troubles]
     if troubles and not processes:
         return troubles[0]
-    if stage["where"] == "origin" and not any(session.node == pipeline.origin.get("node") for session in nodes):
-        return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
+    unplaced = _unplaced(nodes, pipeline, stage)
+    if unplaced is not None:
+        return unplaced
     if queue is None and state.source_finished(pipeline, stage):
         return "the source has ended"
     full = [q.name for q in outputs if _is_full(q)]
@@ -110,6 +112,14 @@ def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, s
     if queue is not None and not queue.ready and not queue.leases and queue.delayed:
         return f"{len(queue.delayed)} items wait for another try"
     return "its process is starting" if not processes else None
+
+
+def _unplaced(nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> str | None:
+    """Why no node that is here may run a stage."""
+    allowed, why = allowed_nodes(pipeline, stage, nodes)
+    if allowed is not None and not allowed and stage["where"] == "origin":
+        return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
+    return why
 
 
 def _is_full(queue: QueueState) -> bool:
@@ -130,6 +140,8 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
 def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[str]:
     found = [alarms[key] for key in sorted(alarms)]
     found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
+    found += [f"{pipeline.full(stage['name'])}: {why}" for pipeline in state.pipelines.values() if pipeline.state == "running"
+              for stage in pipeline.manifest["stages"] if (why := _unplaced(nodes, pipeline, stage)) is not None]
     for queue in state.queues.values():
         pipeline = state.pipelines.get(queue.pipeline)
         if pipeline is None or queue.read_by or queue.results or not queue.open_count:

@@ -58,8 +58,16 @@ def test_one_process_moves_at_a_time_and_only_for_a_clearly_longer_wait() -> Non
 
 
 def test_a_stage_that_may_run_on_one_node_only_waits_for_it() -> None:
-    assert plan_processes({"m": 2, "n": 2}, [load("a", 2, only="n")], {}) == {"m": {}, "n": {"a": 2}}
-    assert plan_processes({"m": 2}, [load("a", 2, only="n")], {}) == {"m": {}}
+    assert plan_processes({"m": 2, "n": 2}, [load("a", 2, allowed=frozenset({"n"}))], {}) == {"m": {}, "n": {"a": 2}}
+    assert plan_processes({"m": 2}, [load("a", 2, allowed=frozenset({"n"}))], {}) == {"m": {}}
+
+
+def test_an_automatic_stage_with_a_rule_gets_no_more_than_the_slots_of_the_nodes_that_satisfy_it() -> None:
+    tied = load("tied", backlog=9000, service_us=10_000, allowed=frozenset({"n"}))
+    assert plan_processes({"m": 6, "n": 2}, [tied, load("free", backlog=10)], {}) == {"m": {"free": 1}, "n": {"tied": 2}}
+    free = load("free", backlog=9000, service_us=1_000)
+    assert totals(plan_processes({"m": 6, "n": 2}, [tied, free], {})) == {"tied": 2, "free": 6}
+    assert plan_processes({"m": 6, "n": 2}, [load("nowhere", backlog=9, allowed=frozenset())], {}) == {"m": {}, "n": {}}
 
 
 def test_a_sink_is_where_it_would_rather_be_as_long_as_that_node_is_there() -> None:
