@@ -93,6 +93,7 @@ class Daemon:
         self._exit_code: int | None = None
         self._checkpointed_s = self._ticked_s = 0.0
         self._compacting = False
+        self._commit_seen = (0, 0.0)  # the last commit index, and since when it is not on the disk
         self._in_flight: NodeReady | None = None
         self._ends_by_s = 0.0
         self._is_leaving = False
@@ -684,11 +685,18 @@ class Daemon:
         if self._committer.is_busy:
             return
         overdue = self.node.state.dirty_count and now_s > self._checkpointed_s + 2 * config.CHECKPOINT_INTERVAL_S
-        if overdue or (self._compacting and not self.node.has_work):
+        if overdue or self._commit_index_waits(now_s) or (self._compacting and not self.node.has_work):
             write = self._next_write(None)
             self._after_write(self._committer.write(write), write.compact is not None)
         if self.journal.wal_bytes_due > (WAL_BUSY_BYTES if self.node.has_work else WAL_IDLE_BYTES):
             self._committer.begin(self._checkpoint_wal)
+
+    def _commit_index_waits(self, now_s: float) -> bool:
+        """Whether no entry has come for a while that would carry the commit index to the disk: what reads the file would stand behind it."""
+        commit_index = self.node.raft.commit_index
+        if commit_index <= self.journal.commit_index or commit_index != self._commit_seen[0]:
+            self._commit_seen = (commit_index, now_s)
+        return now_s >= self._commit_seen[1] + config.COMMIT_INDEX_IDLE_S
 
     def _checkpoint_wal(self) -> Compaction:
         self.journal.checkpoint_wal()

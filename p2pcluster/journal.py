@@ -590,6 +590,11 @@ class Journal:
         base: int = self._meta["base_idx"]
         return base
 
+    @property
+    def commit_index(self) -> int:
+        """The largest commit index that is on the disk."""
+        return self._commit_idx
+
     def checkpoint_wal(self) -> None:
         """Copy the write-ahead log back into the file, as far as no reader needs it."""
         with _sqlite_errors(self.path):

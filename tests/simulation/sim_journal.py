@@ -318,6 +318,11 @@ class SimJournal:
         return self._disk.image.base[0]
 
     @property
+    def commit_index(self) -> int:
+        """The largest commit index that is on the disk."""
+        return self._commit_index
+
+    @property
     def log_bytes(self) -> int:
         """How many bytes the log's entries hold."""
         return sum(len(entry.body) for entry in self._disk.image.entries.values())
