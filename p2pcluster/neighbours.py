@@ -88,7 +88,7 @@ class Neighbours:
             return raft.leader_id, self.address_of(raft.leader_id)
         told = [hello for hello in self.hellos.values() if hello.leader and hello.is_here and hello.cluster_id == self.cluster_id]
         best = max(told, key=lambda hello: hello.term, default=None)
-        if best is None or (self.node_id in raft.configuration.members and best.term < raft.term):
+        if best is None or best.leader is None or (self.node_id in raft.configuration.members and best.term < raft.term):
             return None, None
         # Where this node sees him: who listens on all addresses cannot say more of himself than that.
         return best.leader, self.address_of(best.leader) or best.leader_address
