@@ -201,6 +201,8 @@ class Checker:
         node_id, raft, durable = life.node_id, life.node.raft, life.machine.disk.durable
         if life.cluster_id is not None:
             self._belongs(life)
+            if raft.configuration.voters and (0, 0) not in self.of(life).configuration_at:  # it died behind the write that founds
+                self.found(life.cluster_id, (), raft.configuration)
         require(raft.term >= self._told_term.get(node_id, 0),
                 f"{life.name} forgot term {self._told_term.get(node_id)} and is in {raft.term}")
         require(recovered.hard_state == durable.hard_state,

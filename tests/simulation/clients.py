@@ -65,6 +65,9 @@ class Client:
     def on_readable(self, end: End) -> None:
         if end is not self.end:
             return
+        if end.session is not None and self._is_elsewhere(end):
+            self._lost()
+            return
         try:
             payloads = end.read()
         except ConnectionClosed:
@@ -75,6 +78,11 @@ class Client:
             end.send(encode(self._asked))
         for payload in payloads:
             self._hear(decode(payload))
+
+    def _is_elsewhere(self, end: End) -> bool:
+        """Whether this is no node of the cluster that the work is for, but of one that a machine founded which was cut off: an old
+        leader's address leads there when its disk was wiped. What is said there says nothing about the work."""
+        return end.other.life.cluster_id not in (None, self.checker.main_id)
 
     def _lost(self) -> None:
         """Ask again, of whoever leads."""
@@ -235,6 +243,7 @@ class Taker(Client):
             self.world.after(300, self._next)
         else:
             if asked.kind == "done":
+                assert answer.fields["result"] in ("ok", "already"), answer.fields
                 self.checker.acknowledged(asked)
             self.world.after(self.world.random.randrange(1, 100), self._next)
 

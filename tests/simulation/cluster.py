@@ -30,7 +30,7 @@ from p2pcluster.journal import Write
 from tests.simulation import pipeline
 from tests.simulation.checker import Checker, Violation, require
 from tests.simulation.clients import Client, Janitor, Operator, Producer, Taker
-from tests.simulation.disk import Disk, real_disk, sim_disk
+from tests.simulation.disk import real_disk, sim_disk
 from tests.simulation.machine import Life, Machine
 from tests.simulation.options import Options, draw
 from tests.simulation.sim_journal import Fault
@@ -172,7 +172,7 @@ class Simulation:
             out, back = {(machine.number, other) for other in others}, {(other, machine.number) for other in others}
             kinds = ("tcp",) if how == "udp only" else ("tcp", "udp")
             for kind in kinds:
-                self.network.cuts[kind] |= out if how == "one way" else out | back
+                self.network.close(kind, out if how == "one way" else out | back)
 
     def _choose_majority(self) -> list[Machine]:
         """Machines that hold a majority of every configuration that may be in force."""
@@ -185,11 +185,17 @@ class Simulation:
 
     def _is_enough(self, machines: list[Machine]) -> bool:
         """Whether these are a majority of every configuration that may be in force, or may come to be before anybody can know
-        that the others are gone: any of those who have a copy may be about to get a vote."""
+        that the others are gone.
+
+        Any of those who have a copy may be about to get a vote: so many may be gone as the fewest voters can spare that a change
+        may lead to. These are no more than the members want, and three where one voter is joined by two more, or where a dead one
+        of three is exchanged: two who are gone may then both be among three, and nothing can be demanded of the one that is left.
+        """
         ids = {machine.node_id for machine in machines if machine.node_id}
         configurations = self._configurations()
         copies = {member for configuration in configurations for member in configuration.members}
-        spare = max(1, (voters_wanted(len(copies)) - 1) // 2)
+        fewest = min([voters_wanted(len(copies)), *(len(half) for configuration in configurations for half in configuration.halves())])
+        spare = (max(3, fewest) - 1) // 2
         return bool(machines) and len(copies - ids) <= spare and all(has_majority(c, ids) for c in configurations)
 
     def _configurations(self) -> list[Configuration]:

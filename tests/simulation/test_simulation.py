@@ -212,3 +212,62 @@ def test_a_node_that_was_stopped_and_starts_again_goes_on_as_a_follower(tmp_path
         simulation.until(lambda: leader.is_up)
         assert leader_of(simulation) is not leader
         assert life_of(leader).node.raft.role is Role.FOLLOWER
+
+
+def test_a_machine_that_is_cut_off_for_good_stays_so_when_an_earlier_cut_ends(tmp_path: Path) -> None:
+    """Else it goes on to lead those whom it reaches, and of the others nobody may be asked to."""
+    with cluster(tmp_path) as simulation:
+        leader_of(simulation)
+        network, ill = simulation.network, simulation.machines[2]
+        simulation._cut(("tcp", "udp"), {(3, 1)})
+        simulation.random.choice = lambda among: "one way" if "one way" in among else among[0]  # type: ignore[method-assign]
+        simulation._make_ill(ill)
+        simulation.let_pass(4_000)
+        assert all(network.is_cut(kind, 3, other) for kind in ("tcp", "udp") for other in (1, 2))
+        assert not any(network.is_cut(kind, other, 3) for kind in ("tcp", "udp") for other in (1, 2))
+
+
+def test_of_those_who_get_a_vote_next_no_more_may_go_than_the_next_voters_can_spare(tmp_path: Path) -> None:
+    """One voter is joined by two at once, and a dead one of three is exchanged: for those who died in that moment it is too early to
+    be known as dead, and if they are two of three, the third decides nothing by itself."""
+    vitals = {"a": Vitals(True, 0, 0), "b": Vitals(True, 0, 0), "c": Vitals(True, 0, 0), "d": Vitals(True, 0), "e": Vitals(True, 0)}
+    joined = next_configuration(Configuration(("a",), learners=("b", "c", "d", "e")), "abcde", vitals, "a", 5_000)
+    assert joined is not None and joined.voters == ("a", "b", "c")
+    vitals |= {"c": Vitals(False, 0, 0), "d": Vitals(True, 0, 0)}
+    exchanged = next_configuration(Configuration(("a", "b", "c"), learners=("d", "e")), "abcde", vitals, "a", 5_000)
+    assert exchanged is not None and set(exchanged.voters) == {"a", "b", "d"}
+    for voters, spare in ((1, 1), (3, 1), (5, 2)):
+        with cluster(tmp_path, machines=5, voters=voters) as simulation:
+            raft = life_of(leader_of(simulation)).node.raft
+            simulation.until(lambda raft=raft: len(raft.committed_configuration.members) == 5)
+            assert len(raft.configuration.voters) == voters
+            others = [machine for machine in simulation.machines if machine.life is None or machine.life.node.raft is not raft]
+            assert [simulation._is_enough([leader_of(simulation), *others[gone:]]) for gone in (1, 2, 3)] == \
+                [spare >= gone for gone in (1, 2, 3)]
+
+
+def test_a_client_that_an_old_address_leads_into_another_cluster_asks_its_own_again(tmp_path: Path) -> None:
+    """A machine that was wiped while it led is another node, alone in a cluster of its own, at the address that is known as the leader's."""
+    with cluster(tmp_path, machines=4, voters=3) as simulation:
+        ways = {way for other in (1, 2, 3) for way in ((4, other), (other, 4))}
+        for kind in ("tcp", "udp"):
+            simulation.network.close(kind, ways)
+        stranger = simulation.machines[3]
+        simulation.until(lambda: stranger.is_up and life_of(stranger).node.is_serving)
+        for producer in simulation.producers:
+            simulation.until(lambda producer=producer: producer._asked is not None, step_ms=1)
+            producer._hint = stranger.number
+            producer._lost()
+        simulation.until(lambda: all(producer.is_done for producer in simulation.producers))
+        queues = simulation.checker.main.ledger.queues
+        assert {item.body for item in queues["p/in"].items.values()} == {value for producer in simulation.producers for value in producer.put}
+
+
+def test_a_founder_that_dies_behind_the_write_that_founds_has_founded(tmp_path: Path) -> None:
+    with cluster(tmp_path, machines=1, voters=0, kept_share=1.0, torn_share=0.0) as simulation:
+        (founder,) = simulation.machines
+        simulation.until(lambda: founder.is_up, step_ms=1)
+        founder.disk.dies_at_next_write = True
+        simulation.until(lambda: founder.starts == 2 and founder.is_up)
+        assert leader_of(simulation) is founder
+        assert simulation.checker.main_id == life_of(founder).cluster_id is not None

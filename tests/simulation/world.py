@@ -96,6 +96,7 @@ class Network:
         self._options = world.options
         self.is_calm = False
         self.cuts: dict[str, set[tuple[int, int]]] = {"tcp": set(), "udp": set()}
+        self._closed: dict[str, set[tuple[int, int]]] = {"tcp": set(), "udp": set()}
         self._stalled: list[tuple[End, Action]] = []
 
     def is_cut(self, kind: str, source: int, target: int) -> bool:
@@ -135,9 +136,14 @@ class Network:
         end.arrives_ms = max(end.arrives_ms, self._world.now_ms + delay_ms)
         self._world.after(end.arrives_ms - self._world.now_ms, deliver)
 
+    def close(self, kind: str, ways: set[tuple[int, int]]) -> None:
+        """Cut these ways for good: the end of a cut that was there before does not open them."""
+        self.cuts[kind] |= ways
+        self._closed[kind] |= ways
+
     def heal(self, kind: str, ways: set[tuple[int, int]]) -> None:
         """Open these ways again: what TCP could not get through goes on its way."""
-        self.cuts[kind] -= ways
+        self.cuts[kind] -= ways - self._closed[kind]
         if kind == "tcp":
             stalled, self._stalled = self._stalled, []
             for end, deliver in stalled:
