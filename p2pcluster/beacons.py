@@ -27,12 +27,16 @@ _VOTES = (PreVoteRequest, PreVoteReply, VoteRequest, VoteReply)
 
 
 class Beacons:
-    """See the module. `on_decision` hears each decision once, `on_vote` what came by UDP, `on_note` sentences for people."""
+    """See the module. `on_decision` hears each decision once, `on_vote` what came by UDP, `on_note` sentences for people.
+
+    With `alone` it is found, and finds nobody: it answers who asks, and no other node is anything to it.
+    """
 
     def __init__(self, options: Options, node_id: str, boot: str, name: str, key: bytes | None, tcp_port: int, cluster_id: str | None,
                  belonged_to: str | None, selector: selectors.BaseSelector, now_ms: int, on_decision: Callable[[Decision], None],
-                 on_vote: Callable[[RaftMessage], None], on_note: Callable[[str], None]) -> None:
+                 on_vote: Callable[[RaftMessage], None], on_note: Callable[[str], None], alone: bool = False) -> None:
         self._options = options
+        self._alone = alone
         self._node_id = node_id
         self._boot = boot
         self._selector = selector
@@ -48,7 +52,7 @@ class Beacons:
             last_term=0, commit_index=0, role="none", voters=0, members=0, has_work=False, expect=options.expect, tcp_host=host,
             tcp_port=tcp_port, udp_port=self.lan.own_port, interval_ms=1, package=p2pcluster.__version__, python=platform.python_version(),
         )
-        window_ms = config.FOUNDING_WINDOW_LOOPBACK_MS if options.loopback else config.FOUNDING_WINDOW_MS
+        window_ms = config.FOUNDING_WINDOW_LOOPBACK_MS if options.loopback or alone else config.FOUNDING_WINDOW_MS
         self.discovery = Discovery(node_id, me, Random(secrets.randbits(64)), now_ms, window_ms=window_ms, has_key=key is not None,
                                    seeds=self._seeds.addresses(), belonged_to=belonged_to)
         for sock in self.lan.sockets():
@@ -100,6 +104,8 @@ class Beacons:
         heard = self._gate.open(data, address, self.discovery.beacon, now_ms)
         for answer, where in heard.answers:
             self._send(answer, where)
+        if self._alone:
+            return
         if isinstance(heard, Refused):
             self.discovery.hear_refused(heard, now_ms)
         elif isinstance(heard, Heard) and isinstance(heard.body, Beacon):

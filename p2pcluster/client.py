@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -81,13 +81,20 @@ def _key_in_time(options: Options, deadline_s: float) -> bytes:
 
 
 class Link:
-    """One authenticated connection to the leader, found again within the timeout when it is lost."""
+    """One authenticated connection to the leader, found again within the timeout when it is lost.
 
-    def __init__(self, options: Options, timeout_s: float) -> None:
+    `secret` stands for the key file's content, and with it only the seeds are dialled: whoever brings a key means one cluster, and not
+    this machine's. `on_try` hears why a try failed, and None when there is a connection.
+    """
+
+    def __init__(self, options: Options, timeout_s: float, secret: bytes | None = None,
+                 on_try: Callable[[ClusterError | None], None] | None = None) -> None:
         self.options = options
         self.timeout_s = timeout_s
         self._id = secrets.token_hex(8)
-        self._key = derive_key(_key_in_time(options, time.monotonic() + timeout_s))
+        self._only_seeds = secret is not None
+        self._on_try = on_try or (lambda trouble: None)
+        self._key = derive_key(secret or _key_in_time(options, time.monotonic() + timeout_s))
         self._connection: BlockingConnection | None = None
         self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}
@@ -194,14 +201,17 @@ class Link:
             self._first_request = self._next_request
             try:
                 self._connection = self._dial_any(max(0.1, deadline_s - time.monotonic()))
-            except (ClusterNotFound, Unavailable):
+                self._on_try(None)
+            except (ClusterNotFound, Unavailable) as error:
+                self._on_try(error)
                 if time.monotonic() + RETRY_S >= deadline_s:
                     raise
                 time.sleep(RETRY_S)
         return self._connection
 
     def _dial_any(self, timeout_s: float) -> BlockingConnection:
-        addresses = list(dict.fromkeys([*self._known[:1], *find_addresses(self.options, Path.home(), socket.gethostname()), *self._known[1:]]))
+        sure = list(self.options.seed) if self._only_seeds else find_addresses(self.options, Path.home(), socket.gethostname())
+        addresses = list(dict.fromkeys([*self._known[:1], *sure, *self._known[1:]]))
         failure: ClusterError = ClusterNotFound(
             f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")
         for address in addresses:
@@ -420,7 +430,7 @@ class Cluster:
             raise ValueRefused(f"queue {what!r} is closed: nothing more can be put until the next run")
         if code == "not_running":
             raise ValueRefused(f"pipeline {self.pipeline!r} has no run under way: start one with start(), or run --again")
-        raise ClusterError(f"{what}: refused ({code})")
+        raise ClusterError(f"{what}: refused ({reply.fields.get('text', code)})")
 
     # ---- values
 

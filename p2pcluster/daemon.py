@@ -66,10 +66,12 @@ WAL_IDLE_BYTES = config.WAL_BYTES_MAX // 64  # ... and long before that when the
 
 
 class Daemon:
-    """One node from its start to its end; `run` returns the exit code."""
+    """One node from its start to its end; `run` returns the exit code. With `alone` it makes a cluster of its own and joins nobody."""
 
-    def __init__(self, options: Options, home: Home, keyfile: Keyfile, offer: Offer, out: Callable[[str], None] | None = None) -> None:
+    def __init__(self, options: Options, home: Home, keyfile: Keyfile, offer: Offer, out: Callable[[str], None] | None = None,
+                 alone: bool = False) -> None:
         self.options = options
+        self._alone = alone
         self.home = home
         self.offer = offer
         self.boot = secrets.token_hex(8)
@@ -86,7 +88,7 @@ class Daemon:
         self._has_settled = False
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
-        self._replies: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._replies: dict[int, tuple[str, Callable[[dict[str, Any]], None]]] = {}
         self._next_request = OWN_REQUESTS
         self._signals = 0
         self._stopping_by_s: float | None = None
@@ -163,7 +165,7 @@ class Daemon:
         has_copy = bool(configuration.members) or recovered.last_index > 0
         self._beacons = Beacons(self.options, node_id, self.boot, self.name, self._key if self._has_key else None, self._listener.address[1],
                                 self.cluster_id if has_copy else None, None if has_copy else self.cluster_id, self._selector, self._now_ms(),
-                                self._on_decision, lambda vote: self.node.step_raft(vote, self._now_ms()), self._out)
+                                self._on_decision, lambda vote: self.node.step_raft(vote, self._now_ms()), self._out, self._alone)
 
     def _load_log(self, log: Log, recovered: Recovered, configuration: Configuration) -> Configuration:
         """The log as the core knows it: what is committed without its bytes, which stay in the journal. Returns the configuration in
@@ -329,8 +331,8 @@ class Daemon:
         """Something for this machine's half from whoever leads."""
         request = message.fields.get("req")
         if message.kind == "reply" and request is not None and request >= OWN_REQUESTS:
-            on_reply = self._replies.pop(request, None)
-            if on_reply is not None and message.fields["result"] != "error":
+            kind, on_reply = self._replies.pop(request, ("", None))
+            if on_reply is not None and message.fields["result"] != "error" and message.fields["kind"] == kind:
                 on_reply(message.fields)
         elif message.kind == "bundle_slice":
             self._projects.on_slice(message)
@@ -455,9 +457,13 @@ class Daemon:
 
     def _say_what_was_refused(self) -> None:
         """How often; each kind was told once when it came first."""
-        counts = {"connections": self._listener.refused_count, "datagrams": self._beacons.refused_count, "clients": self._clients.refused_count}
+        counts = self._refused_counts()
         if any(counts.values()):
             self._out("refused since the start: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+    def _refused_counts(self) -> dict[str, int]:
+        return {"connections": self._listener.refused_count + self._peers.refused_count, "datagrams": self._beacons.refused_count,
+                "clients": self._clients.refused_count}
 
     def _end_processes(self) -> None:
         for key, held in list(self._processes.processes.items()):
@@ -779,6 +785,7 @@ class Daemon:
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}
         status["leader"] |= {"name": self.name, "address": self._seen_address()}
+        status["network"] |= {f"refused_{what}": count for what, count in self._refused_counts().items()}
         for node in status["nodes"]:
             node["address"] = self._seen_address() if node["id"] == self.node_id else self.neighbours.address_of(node["id"])
 
@@ -787,7 +794,7 @@ class Daemon:
     def _ask(self, message: Message, on_reply: Callable[[dict[str, Any]], None]) -> None:
         request = self._next_request
         self._next_request += 1
-        self._replies[request] = on_reply
+        self._replies[request] = (message.kind, on_reply)
         self._to_leader(message._replace(fields={**message.fields, "req": request}))
 
     def _watch_run(self) -> None:
