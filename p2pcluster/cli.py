@@ -7,6 +7,7 @@ not caught.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,7 +115,7 @@ def _option_parser() -> _Parser:
         ("authkey-file", "FILE", "the cluster's key"), ("bind", "ADDRESS", "listen on this address only; 127.0.0.1 keeps to this machine"),
         ("advertise", "ADDRESS", "the address that others are told"), ("port", "N", "UDP and TCP port"),
         ("slots", "N", "processes for stages; without it the number of cores"), ("expect", "N", "found no cluster before N nodes are there"),
-        ("page", "HOST:PORT", "serve a read-only page"),
+        ("page", "[HOST:]PORT", "serve a read-only page, on this machine alone unless HOST says otherwise"),
     ):
         group.add_argument(f"--{name}", metavar=metavar, help=text)
     group.add_argument("--seed", action="append", metavar="HOST:PORT", help="a node, for networks without broadcast; repeatable")
@@ -212,12 +213,26 @@ def _serve(options: Options, offer: Any) -> int:
 
     path = options.home or config.default_home(Path.home(), options.cluster, socket.gethostname())
     while True:
-        with Home.open(path) as home:
+        with Home.open(path) as home, _page(options):
             try:
                 return Daemon(options, home, keyfile_of(options), offer).run()
             except Superseded as news:
                 print(f"p2pcluster: {news}", file=sys.stderr)
                 set_aside(home.journal, home.mark, f"superseded-{int(time.time())}")
+
+
+@contextlib.contextmanager
+def _page(options: Options) -> Iterator[None]:
+    """Serve the page beside the node, where one is asked for."""
+    if options.page is None:
+        yield
+        return
+    from p2pcluster.page import serving
+
+    with serving(options) as url:
+        alone = options.page.host == "localhost" or options.page.host.startswith("127.") or options.page.host == "::1"
+        print(f"page at {url}" + ("" if alone else ", for everybody who can reach this machine"), flush=True)
+        yield
 
 
 def _params(settings: Iterable[str]) -> dict[str, Any]:

@@ -323,10 +323,13 @@ def _integer(low: int, high: int, meaning: str) -> Callable[[Any], int]:
     return parse
 
 
-def _address(value: Any) -> Address:
-    if not isinstance(value, str):
-        raise ValueError("HOST:PORT")
-    return parse_address(value)
+def _page(value: Any) -> Address:
+    """Where to serve the page: a port alone is this machine's, and port 0 is any that is free."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    host, _, port = text.strip().rpartition(":") if ":" in text else (BIND_LOOPBACK, "", text.strip())
+    if not re.fullmatch("[0-9]{1,5}", port, re.ASCII):
+        raise ValueError("HOST:PORT or PORT, where port 0 stands for any that is free")
+    return parse_address(f"{host}:{port}") if int(port) else parse_address(f"{host}:1")._replace(port=0)
 
 
 def _listed(parse: Callable[[str], Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -363,7 +366,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "tag": _listed(_tag),
     "slots": _integer(0, 4096, "a number of processes"),
     "expect": _integer(1, _NODES_MAX, "a number of nodes, itself counted,"),
-    "page": _address,
+    "page": _page,
     "verbose": _boolean,
 }
 assert tuple(_PARSERS) == OPTION_NAMES, "each option has its check"

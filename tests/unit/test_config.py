@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[tuple[Any, Any], tuple[str, Any], tuple[Any, Any]]] = {
     "tag": ((["gpu", "gpu", "big"], ("gpu", "big")), ("ssd,", ("ssd",)), ("rack:7", ("rack:7",))),
     "slots": (("0", 0), ("16", 16), (8, 8)),
     "expect": ((3, 3), ("5", 5), (7, 7)),
-    "page": (("127.0.0.1:8000", Address("127.0.0.1", 8000)), ("h:1", Address("h", 1)), ("h:2", Address("h", 2))),
+    "page": (("h:8000", Address("h", 8000)), (" 0 ", Address("127.0.0.1", 0)), (8001, Address("127.0.0.1", 8001))),
     "verbose": ((True, True), ("no", False), (True, True)),
 }
 
@@ -44,7 +44,7 @@ REFUSED: dict[str, list[Any]] = {
     "tag": ["a b", ["x" * 65], "a\0", {"a": 1}, [1]],
     "slots": ["-1", "4097", "many", True, 1.5],
     "expect": ["0", "10001", False],
-    "page": ["8000", ":8000", 8000, "h:0"],
+    "page": ["", ":8000", "h:", "h:65536", "65536", -1, True, 1.5, "a b:1", "h:١"],
     "verbose": ["maybe", 1, ["true"]],
 }
 
