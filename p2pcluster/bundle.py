@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from p2pcluster.core import pythons
 from p2pcluster.errors import BundleRejected, HomeError, ProjectError
 
 _MIB = 1024 * 1024
@@ -74,7 +75,8 @@ class Project:
     """Where a pipeline is to be imported from.
 
     `variable` is None when the module is to be searched for its pipeline. `import_paths` are relative to the project's
-    folder, so that they hold on every node, in the order of `sys.path`. `excludes` are the user's patterns for `pack`.
+    folder, so that they hold on every node, in the order of `sys.path`. `excludes` are the user's patterns for `pack`;
+    `python` says which Pythons the project admits, None where its pyproject.toml does not.
     """
 
     folder: Path
@@ -82,6 +84,7 @@ class Project:
     variable: str | None
     import_paths: tuple[str, ...]
     excludes: tuple[str, ...]
+    python: str | None = None
 
 
 # --- Which files belong to a project
@@ -740,7 +743,13 @@ def _project(folder: Path, module: str, variable: str | None, settings: Mapping[
             f"{_shown(str(folder / _PYPROJECT))} has an exclude that is not a list of patterns: "
             'write exclude = ["data/*.bin"] under [tool.p2pcluster]'
         )
-    return Project(folder, module, variable, import_paths, tuple(excludes))
+    python = settings.get("python")
+    if python is not None and not pythons.is_requirement(python):
+        raise ProjectError(
+            f"{_shown(str(folder / _PYPROJECT))} has the python {_shown(repr(python)):.80}, which is not a list of versions, each behind >=, >, <=, <, == or "
+            '!=: write python = ">=3.11, <3.14" under [tool.p2pcluster]'
+        )
+    return Project(folder, module, variable, import_paths, tuple(excludes), python)
 
 
 def _check_module_exists(project: Project) -> None:

@@ -249,14 +249,14 @@ def _params(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    from p2pcluster.offering import deploy_messages, pack_project
+    from p2pcluster.offering import changes, deploy_messages, pack_project, project_record
     from p2pcluster.process import read_manifest, refusal
 
     project = bundle.find_project(args.target, Path.cwd())
     if project is None:
         raise WrongUsage(f"{args.target or 'this folder'} holds no project: deploy a folder with a pipeline.py")
     packed = pack_project(project)
-    record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
+    record = project_record(project)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / packed.version
         bundle.unpack(packed.zip_bytes, packed.zip_sha256, folder)
@@ -268,7 +268,7 @@ def _deploy(args: argparse.Namespace) -> int:
     manifest = answer["manifest"]
     with Cluster(Link(_options(args, project.folder), config.CONNECT_TIMEOUT_S), manifest["pipeline"]) as cluster:
         deployed = cluster.project()
-        if deployed is not None and deployed["version"] == packed.version and deployed["run"]:
+        if deployed is not None and (deployed["version"], deployed["project"]) == (packed.version, record) and deployed["run"]:
             print(f"{cluster.pipeline}: version {packed.version[:8]} is deployed already")
             return 0
         origin = {"node": (cluster.link.first_peer or cluster.link.peer).node_id, "name": socket.gethostname(), "folder": str(project.folder)}
@@ -278,7 +278,7 @@ def _deploy(args: argparse.Namespace) -> int:
             print(f"{cluster.pipeline}: version {packed.version[:8]} deployed, run {cluster.start()} starts")
             return 0
         print(f"{cluster.pipeline}: version {packed.version[:8]} replaces {deployed['version'][:8]}: "
-              + ", ".join(bundle.changed_files(deployed["files"], packed.files)))
+              + ", ".join(changes(deployed, packed, record)))
     return 0
 
 

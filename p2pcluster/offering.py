@@ -6,6 +6,7 @@ later; a new leader is asked again from the start, except that a run that was fo
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pcluster import bundle, config, process
+from p2pcluster.core import pythons
 from p2pcluster.core.codec import Message
 from p2pcluster.errors import ProjectError
 
@@ -79,7 +81,7 @@ class Offering:
             self._out(note)
         folder = self._bundles / self._packed.version
         bundle.unpack(self._packed.zip_bytes, self._packed.zip_sha256, folder)
-        self._record = {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths)}
+        self._record = project_record(project)
         answer = process.read_manifest(folder, self._record)
         if "error" in answer:
             if answer["traceback"] and self._verbose:
@@ -102,16 +104,22 @@ class Offering:
         name = self._manifest["pipeline"]
         if deployed is None:
             self._deploy()
-        elif deployed["version"] == self._packed.version and deployed["project"] == self._record:
+        elif deployed["version"] == self._packed.version and self._is_settled(deployed):
             self._begin_run(deployed["run"], deployed["state"])
         elif deployed["version"] != self._packed.version and deployed["origin"] != self._origin:
             self._out(f"{name}: another version is deployed, from {deployed['origin'].get('folder')} on {deployed['origin'].get('name')}; this "
                       "node works for that one. To replace it: python -m p2pcluster deploy")
             self._begin_run(deployed["run"], deployed["state"])
         else:
-            changed = bundle.changed_files(deployed["files"], self._packed.files)
+            changed = changes(deployed, self._packed, self._record)
             self._out(f"{name}: version {self._packed.version[:8]} replaces {deployed['version'][:8]}: {_listed(changed)}")
             self._deploy()
+
+    def _is_settled(self, deployed: dict[str, Any]) -> bool:
+        """Whether there is nothing to deploy about the same files. Which Pythons they run on is the origin's to say: two machines that
+        hold them and differ in their Python would else replace each other's deployment in turn."""
+        same = {**deployed["project"], "python": None} == {**self._record, "python": None}
+        return deployed["project"] == self._record or (same and deployed["origin"] != self._origin)
 
     def _deploy(self) -> None:
         assert self._packed is not None, "a project was packed"
@@ -165,6 +173,17 @@ def pack_project(project: bundle.Project) -> bundle.Bundle:
         raise ProjectError(f"{places[0]} would not be shipped, because git ignores it or [tool.p2pcluster] exclude names it: git add -f it, or "
                            "correct the exclusion")
     return packed
+
+
+def project_record(project: bundle.Project) -> dict[str, Any]:
+    """What a deployment says of a project beside its files: how it is imported, and by which Pythons."""
+    return {"module": project.module, "variable": project.variable, "import_paths": list(project.import_paths),
+            "python": project.python or pythons.same_minor(platform.python_version())}
+
+
+def changes(deployed: dict[str, Any], packed: bundle.Bundle, record: dict[str, Any]) -> list[str]:
+    """What is other than in the version that is deployed, for people."""
+    return bundle.changed_files(deployed["files"], packed.files) or [f"{record['module']}.py for Python {record['python']}"]
 
 
 def deploy_messages(packed: bundle.Bundle, manifest: dict[str, Any], project: dict[str, Any], origin: dict[str, Any]) -> Iterator[Message]:

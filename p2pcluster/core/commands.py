@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from p2pcluster import config
+from p2pcluster.core import pythons
 from p2pcluster.core.codec import Buffer, Message, decode_all
 from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
@@ -312,6 +313,7 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "ports": _are_ports,
     "source": _is_source,
     "manifest": _is_manifest,
+    "project": lambda project: "python" not in project or pythons.is_requirement(project["python"]),
     "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }

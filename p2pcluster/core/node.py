@@ -19,7 +19,7 @@ from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
-from p2pcluster.core.placement import Load, allowed_nodes, plan_processes
+from p2pcluster.core.placement import Load, admitted_nodes, allowed_nodes, plan_processes
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of
@@ -677,7 +677,8 @@ class Node:
         origin, node = self._origin_of(pipeline, nodes), str(pipeline.origin.get("node"))
         if origin is None and node in self.state.members and not self._watch.is_dead_for(node, ORIGIN_AWAITED_MS, self._now_ms):
             return None
-        return origin or nodes[0]
+        admitted = admitted_nodes(pipeline, nodes)
+        return origin if origin in admitted else next(iter(admitted), None)
 
     def _plan_for(self, session: Session, processes: dict[str, int], nodes: list[Session]) -> dict[str, Any]:
         pipelines = {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from p2pcluster.core import rules
+from p2pcluster.core import pythons, rules
 
 if TYPE_CHECKING:
     from p2pcluster.core.node import Session
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HYSTERESIS = 1.5  # a process moves for a wait this many times as long
 WAIT_US_MIN = 200_000.0  # shorter waits are noise: starting a process costs about as much
+_NODES_TOLD = 3  # in one line that can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,31 @@ Plan = dict[str, dict[str, int]]
 
 
 def allowed_nodes(pipeline: PipelineState, stage: dict[str, Any], nodes: Sequence[Session]) -> tuple[frozenset[str] | None, str | None]:
-    """The sessions of the nodes that satisfy a stage's rule, None where it has none; and why there is none of them, in one line."""
-    if stage["where"] is None:
-        return None, None
-    return rules.fitting(stage["where"], {session.id: (session.name, facts_of(session, pipeline)) for session in nodes})
+    """The sessions of the nodes that may run a stage, None for all: the project admits their Python, and they satisfy the stage's rule.
+    And why there is none of them, in one line."""
+    admitted = admitted_nodes(pipeline, nodes)
+    if nodes and not admitted:
+        return frozenset(), f"no node here has a Python that its project is for ({pipeline.project['python']})"
+    if stage["where"] is not None:
+        return rules.fitting(stage["where"], {session.id: (session.name, facts_of(session, pipeline)) for session in admitted})
+    return (None if len(admitted) == len(nodes) else frozenset(session.id for session in admitted)), None
+
+
+def admitted_nodes(pipeline: PipelineState, nodes: Sequence[Session]) -> list[Session]:
+    """The nodes whose Python the project admits. One that was deployed before projects said so admits all."""
+    python = pipeline.project.get("python")
+    return [session for session in nodes if python is None or pythons.admits(python, session.facts.get("python"))]
+
+
+def not_admitted(pipeline: PipelineState, nodes: Sequence[Session]) -> str | None:
+    """Which nodes the project does not admit, and what to do about it, in one line; None where it admits all."""
+    admitted = {session.id for session in admitted_nodes(pipeline, nodes)}
+    told = [f"{session.name} (Python {session.facts.get('python')})" for session in nodes if session.id not in admitted]
+    if not told:
+        return None
+    more = f" and {len(told) - _NODES_TOLD} more" if len(told) > _NODES_TOLD else ""
+    return (f"none of its stages run on {', '.join(told[:_NODES_TOLD])}{more}, because its project is for Python {pipeline.project['python']}: "
+            'if they can run there, write python = ">=3.11", or what holds, under [tool.p2pcluster] in its pyproject.toml and deploy it again')
 
 
 def facts_of(session: Session, pipeline: PipelineState) -> dict[str, Any]:

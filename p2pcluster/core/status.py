@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core.membership import role_of
-from p2pcluster.core.placement import allowed_nodes
+from p2pcluster.core.placement import admitted_nodes, allowed_nodes, not_admitted
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import PipelineState, QueueState
 from p2pcluster.core.quorum import Configuration
@@ -117,7 +117,8 @@ def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, s
 def _unplaced(nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> str | None:
     """Why no node that is here may run a stage."""
     allowed, why = allowed_nodes(pipeline, stage, nodes)
-    if allowed is not None and not allowed and stage["where"] == "origin":
+    is_here = any(session.node == pipeline.origin.get("node") for session in nodes)
+    if allowed is not None and not allowed and stage["where"] == "origin" and not is_here:
         return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
     return why
 
@@ -140,7 +141,9 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
 def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[str]:
     found = [alarms[key] for key in sorted(alarms)]
     found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
-    found += [f"{pipeline.full(stage['name'])}: {why}" for pipeline in state.pipelines.values() if pipeline.state == "running"
+    running = [pipeline for pipeline in state.pipelines.values() if pipeline.state == "running"]
+    found += [f"{pipeline.name}: {why}" for pipeline in running if (why := not_admitted(pipeline, nodes)) is not None]
+    found += [f"{pipeline.full(stage['name'])}: {why}" for pipeline in running if admitted_nodes(pipeline, nodes)
               for stage in pipeline.manifest["stages"] if (why := _unplaced(nodes, pipeline, stage)) is not None]
     for queue in state.queues.values():
         pipeline = state.pipelines.get(queue.pipeline)

@@ -91,8 +91,10 @@ class Machines:
     def connect(self, name: str, pipeline: str | None = None, timeout_s: float = 30.0) -> Cluster:
         return connect(pipeline, home=self.home(name), authkey_file=self.site.key_file, timeout_s=timeout_s)
 
-    def deploy(self, name: str, text: str, pipeline: str) -> None:
-        done = self.site.do("deploy", self.site.project(text, pipeline), **self.environment(name))
+    def deploy(self, name: str, text: str, pipeline: str, table: str = 'python = ">=3.11"') -> None:
+        folder = self.site.project(text, pipeline)
+        (folder / "pyproject.toml").write_text(f"[tool.p2pcluster]\n{table}\n")
+        done = self.site.do("deploy", folder, **self.environment(name))
         assert done.code == 0, done.err
 
     def status(self, name: str) -> dict[str, Any] | None:
@@ -312,34 +314,43 @@ pipeline = Pipeline("finish", Numbers >> Wait >> Queue("out", maxsize=None), on_
 
 
 @pytest.mark.skipif(PYTHON_OF_B is None, reason=f"no Python {' or '.join(LATER_PYTHONS)} here beside {_dotted_version()}")
-def test_a_node_with_another_python_holds_a_copy_and_does_its_share(three: Machines) -> None:
-    three.deploy(
-        "a",
-        HEAD
-        + """
+def test_a_node_with_another_python_holds_a_copy_and_works_only_for_a_project_that_admits_it(three: Machines) -> None:
+    text = HEAD + """
 import sys, time
-
-@source
-def Numbers():
-    yield from range(300)
 
 @stage(processes=6)
 def Where(x):
     time.sleep(0.005)
     return x, "%d.%d" % sys.version_info[:2]
 
-pipeline = Pipeline("pythons", Numbers >> Where >> Queue("out", maxsize=None))
-""",
-        "pythons",
-    )
+pipeline = Pipeline("pythons", Queue("in", maxsize=None) >> Where >> Queue("out", maxsize=None))
+"""
+    three.deploy("a", text, "pythons", table="")
+    ours, theirs = _dotted_version(), _version_of(Path(PYTHON_OF_B or ""))
     with three.connect("b", "pythons") as link:
+        link.put_many("in", range(100))
+        wait_for(lambda: out_so_far(link) == 100, "the others do all of it")
+        assert {version for _, version in link.results("out")} == {ours}
+        (alarm,) = (alarm for alarm in link.status()["alarms"] if alarm.startswith("pythons: "))
+        assert_says(alarm, f"{socket.gethostname()}/{three.home('b').name} (Python {theirs}.", f"for Python =={ours}",
+                    'write python = ">=3.11"', "in its pyproject.toml")
+
+        refused = three.site.project(text, "pythons") / "pyproject.toml"
+        refused.write_text('[tool.p2pcluster]\npython = "~=3.11"\n')
+        done = three.site.do("deploy", refused.parent, **three.environment("a"))
+        assert done.code == 1
+        assert_says(done.the_error(), "pyproject.toml has the python '~=3.11'", 'write python = ">=3.11, <3.14"')
+
+        three.deploy("a", text, "pythons")
+        three.wait_for_work("b", "Where")
+        link.put_many("in", range(100, 400))
+        link.close("in")
         link.wait(60)
         values = list(link.results("out"))
+        assert link.parked() == [] and not any(alarm.startswith("pythons: ") for alarm in link.status()["alarms"])
         versions = {node["facts"]["python"].rpartition(".")[0] for node in link.status()["nodes"]}
-        assert link.parked() == []
-    assert sorted(x for x, _ in values) == list(range(300))
-    assert {version for _, version in values} == versions
-    assert len(versions) == 2
+    assert sorted(x for x, _ in values) == list(range(400))
+    assert {version for _, version in values} == versions == {ours, theirs}
     three.assert_copies_are_whole_and_equal()
 
 

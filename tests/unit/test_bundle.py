@@ -1053,6 +1053,12 @@ def test_pyproject_names_module_variable_and_excludes_and_wins_over_the_file(fol
     assert find_project(None, folder) == expected
 
 
+def test_pyproject_says_which_pythons_a_project_admits(folder: Path) -> None:
+    write(folder, "pipeline.py")
+    (folder / "pyproject.toml").write_text('tool.p2pcluster.python = ">=3.11, <3.14"')
+    assert find_project(None, folder) == Project(folder.resolve(), "pipeline", None, (".",), (), ">=3.11, <3.14")
+
+
 def test_a_package_can_hold_the_pipeline(folder: Path) -> None:
     write(folder, "package/__init__.py")
     (folder / "pyproject.toml").write_text('tool.p2pcluster.pipeline = "package:squares"')
@@ -1152,6 +1158,8 @@ def test_a_target_that_is_wrong_says_why(folder: Path, target: str, reason: str)
         ("tool.p2pcluster.pipeline = 'absent.module:squares'", "there is no absent/module.py under ."),
         ("tool.p2pcluster.exclude = 'data'", "not a list of patterns"),
         ("tool.p2pcluster.exclude = [1]", "not a list of patterns"),
+        ("tool.p2pcluster.python = '~=3.11'", "has the python '~=3.11', which is not a list of versions"),
+        ("tool.p2pcluster.python = 3.11", "has the python 3.11, which is not"),
     ],
 )
 def test_a_pyproject_that_is_wrong_says_why(folder: Path, toml: str, reason: str) -> None:

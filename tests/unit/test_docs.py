@@ -282,6 +282,10 @@ def test_each_option_of_a_node_is_in_the_table_with_its_default() -> None:
         assert table[f"--{name}"][1].strip("`") == str(getattr(defaults, name)), name
 
 
+def test_each_key_of_the_projects_table_is_told() -> None:
+    assert {codes(row[0])[0] for row in rows("The project's table")} == set(config.PROJECT_KEYS)
+
+
 def test_each_option_that_the_readme_names_exists() -> None:
     known = {word for parser in parsers().values() for action in parser._actions for word in action.option_strings}
     known.add("--all-pythons")  # of scripts/test.py
