@@ -154,6 +154,7 @@ def serving(options: Options) -> Iterator[str]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = CONNECTIONS_MAX  # a browser opens several at once, and what does not fit comes again seconds later
 
     def __init__(self, address: Address, watch: Watch) -> None:
         self.watch = watch
