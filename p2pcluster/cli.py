@@ -313,6 +313,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"{pipeline['name']}: run {pipeline['run']} {pipeline['state']}, version {pipeline['version'][:8]}")
         lines += _stage_lines([s for s in status["stages"] if s["pipeline"] == pipeline["name"]])
         lines += _queue_lines([q for q in status["queues"] if q["pipeline"] == pipeline["name"]])
+    refused = [f"{count} {name.removeprefix('refused_')}" for name, count in status["network"].items() if count]
+    if refused:
+        lines += ["", f"refused at {leader['name']} since its start: {', '.join(refused)}"]
     lines += [f"alarm: {alarm}" for alarm in status["alarms"]]
     return [line if len(line) <= WIDTH or line.startswith("alarm") else line[: WIDTH - 3] + "..." for line in lines]
 

@@ -64,6 +64,9 @@ DOUBLINGS_MAX = 64  # of any back-off: all are at their limit long before, and t
 TROUBLE_FORGOTTEN_S = 300.0  # a node where a stage did not start, and others run it, is tried again after this
 ON_DONE_TRIES = 4  # an `on_done` that keeps failing is given up with an alarm, so that a run can end
 STDERR_LINES_KEPT = 20  # of each process, for the record of an item that it died with
+HELD_PUTS_MAX = 100  # of one client, for want of room in their queues: whoever waits for answers has one...
+HELD_BYTES_MAX = 64 * MIB  # ...and what these may hold of the leader's memory
+WAITS_MAX = 100  # of one client, for runs to be done
 PARKED_ITEMS_MAX = 200  # of one answer about parked items: each may bring a traceback and those lines, 60 KB in all
 TAKE_RECORD_DELAY_MS = 50  # a lease's record waits this long for another command to ride with
 
@@ -117,6 +120,7 @@ CLUSTER = "default"
 BIND_ANY = "0.0.0.0"  # a socket bound to one interface's address hears no broadcast
 BIND_LOOPBACK = "127.0.0.1"
 EXPECT = 1  # found alone
+SLOTS_MAX = 4096  # of one node: each is looked at when processes are planned
 HOME_FOLDER = ".p2pcluster"  # in the user's folder: keys, and homes by cluster and host
 KEY_FILE = "authkey"
 NAME_CHARACTERS_MAX = 64
@@ -131,6 +135,7 @@ def validate() -> None:
     assert VALUE_BYTES_MAX <= GRANT_BYTES_MAX < FRAME_BYTES_MAX, "any value can be handed out, in a frame that is not full"
     assert COMMIT_BYTES_MAX + MIB <= FRAME_BYTES_MAX, "a group commit and its headers fit in one frame"
     assert VALUE_BYTES_MAX + MIB < REQUEST_BYTES_MAX <= COMMIT_BYTES_MAX * 3 // 4, "any value can be put, and its entry replicated"
+    assert REQUEST_BYTES_MAX <= HELD_BYTES_MAX, "any single put may wait for room"
     assert VALUE_BYTES_MAX <= QUEUE_BYTES_MAX, "the largest value fits in an empty queue"
     assert VALUE_BYTES_MAX <= BODY_MEMORY_BYTES_MAX, "the largest value fits in memory's budget"
     assert OUTPUT_PART_BYTES <= VALUE_BYTES_MAX, "a part is no larger than what a queue must take anyway"
@@ -364,7 +369,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "port": _integer(1, 65535, "a port"),
     "seed": _listed(parse_address),
     "tag": _listed(_tag),
-    "slots": _integer(0, 4096, "a number of processes"),
+    "slots": _integer(0, SLOTS_MAX, "a number of processes"),
     "expect": _integer(1, _NODES_MAX, "a number of nodes, itself counted,"),
     "page": _page,
     "verbose": _boolean,

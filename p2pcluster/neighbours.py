@@ -23,6 +23,7 @@ from p2pcluster.errors import RemoteProtocolError
 from p2pcluster.peers import SILENT_S, Peers
 
 SLICE_BYTES = config.BULK_SLICE_BYTES
+BETWEEN_CLUSTERS = ("hello", "give_way", "accepted")  # two of one name and key talk only about which one stays
 HELLO_INTERVAL_MS = int(1000 * SILENT_S) // 4  # said again although nothing is new: who says nothing is taken for dead
 
 
@@ -182,8 +183,10 @@ class Neighbours:
     def on_message(self, node_id: str, message: Message, now_ms: int) -> None:
         """A node says something. Raises `ProtocolError` for what no node says."""
         assert self.node is not None, "the node is made before it has neighbours"
+        if message.kind not in BETWEEN_CLUSTERS and self._is_foreign(node_id):
+            raise RemoteProtocolError(f"a node of another cluster of this name does not send {message.kind!r:.50}")
         if message.kind in KINDS_ON_THE_WIRE:
-            self._on_raft(message, now_ms)
+            self._on_raft(node_id, message, now_ms)
             return
         spec = protocol.MEMBER.get(message.kind)
         sender = "executor" if spec is None else spec.sender
@@ -206,9 +209,14 @@ class Neighbours:
         hello.cluster_id, hello.leader = message.fields["cluster_id"], message.fields["leader"]
         hello.leader_address, hello.term = where, message.fields["term"]
 
-    def _on_raft(self, message: Message, now_ms: int) -> None:
+    def _is_foreign(self, node_id: str) -> bool:
+        return None not in (self.cluster_id, self.hellos[node_id].cluster_id) and self.cluster_id != self.hellos[node_id].cluster_id
+
+    def _on_raft(self, node_id: str, message: Message, now_ms: int) -> None:
         assert self.node is not None, "the node is made before it has neighbours"
         raft_message = from_message(message, over_tcp=True)
+        if raft_message.sender != node_id:
+            raise RemoteProtocolError(f"it sent a Raft message in the name of {raft_message.sender!r:.50}")
         if isinstance(raft_message, InstallSnapshot) and raft_message.snapshot.snapshot_id not in self._whole:
             return  # its bytes did not arrive whole: the leader asks again
         self.node.step_raft(raft_message, now_ms)
@@ -256,7 +264,8 @@ class Neighbours:
         incoming.data += message.blobs[0]
         if len(incoming.data) == incoming.total:
             del self._incoming[node_id]
-            if sha256(incoming.data).hexdigest() == incoming.snapshot_id:
+            is_awaited = self.node is not None and not self.node.raft.is_installing  # else it would replace what is to be installed
+            if is_awaited and sha256(incoming.data).hexdigest() == incoming.snapshot_id:
                 self._whole = {incoming.snapshot_id: bytes(incoming.data)}
 
     def take_snapshot(self, snapshot_id: str) -> Buffer:

@@ -14,6 +14,7 @@ from p2pcluster import config
 from p2pcluster.config import Address, parse_address
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.handshake import Handshake, Identity
+from p2pcluster.core.protocol import LABEL_CHARS_MAX
 from p2pcluster.errors import ClusterError, ProtocolError
 from p2pcluster.stream import Connection, ConnectionClosed, start_dial
 
@@ -48,7 +49,7 @@ class Peer:
     def address(self) -> str | None:
         """Where the node listens: what it says of itself, with the host that it is seen at where it does not know its own."""
         said = self.identity.facts.get("address")
-        if not isinstance(said, str):
+        if not isinstance(said, str) or len(said) > LABEL_CHARS_MAX or not said.isprintable():
             return None
         try:
             parse_address(said)
@@ -86,6 +87,7 @@ class Peers:
     make_handshake: Callable[[], Handshake]
     events: Events
     peers: dict[str, Peer] = field(default_factory=dict)
+    refused_count: int = 0
     _targets: dict[str, Target] = field(default_factory=dict)
     _dialling: dict[str, _Dialling] = field(default_factory=dict)
     _told: set[tuple[str, str]] = field(default_factory=set)
@@ -212,6 +214,12 @@ class Peers:
         target.next_s = now_s + min(REDIAL_S * 2.0 ** min(target.tries, config.DOUBLINGS_MAX), REDIAL_S_MAX)
         target.tries += 1
 
+    def _put_off(self, node_id: str) -> None:
+        """Who says what nobody understands is dialled again, but not at once."""
+        target = self._targets.get(node_id)
+        if target is not None:
+            target.next_s = self._ticked_s + REDIAL_S_MAX
+
     def _tell(self, key: tuple[str, str], text: str) -> None:
         """Once for each place and kind of trouble: the text may hold what a stranger says, who can say something else each time."""
         if key not in self._told and len(self._told) < TOLD_MAX:
@@ -254,8 +262,10 @@ class Peers:
             self._drop(node_id)
             return
         except ProtocolError as error:
+            self.refused_count += 1
             self._tell((node_id, error.code), f"node {peer.identity.name}: {error}; its connection is closed")
             self._drop(node_id)
+            self._put_off(node_id)
             return
         if self.peers.get(node_id) is peer:
             self._flush(peer)

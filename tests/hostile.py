@@ -7,6 +7,7 @@ past the first check and meets the ones behind it. All comes from a seed.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ from p2pcluster.core.codec import Message, decode, encode_bytes
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.graph import Pipeline, Queue
 from p2pcluster.core.ranges import Fence
-from p2pcluster.core.stages import stage
+from p2pcluster.core.stages import source, stage
 from p2pcluster.errors import LocalProtocolError
 
 NAME = "victim"
@@ -39,7 +40,7 @@ def deploying(name: str = NAME, version: str = "0" * 64) -> list[Message]:
         Message("bundle_part", {"version": version, "part": 0, "parts": 1}, (b"zip",)),
         Message("deploy", {"pipeline": name, "version": version, "origin": {"node": "n", "name": "host", "folder": "/f"},
                            "manifest": manifest(name), "files": {"pipeline.py": "0" * 64}, "zip_sha256": "0" * 64,
-                           "project": {"module": "pipeline", "variable": "pipeline", "import_paths": ["."]}}),
+                           "project": {"module": "pipeline", "variable": "pipeline", "import_paths": ["."], "python": ">=3.11"}}),
         Message("start_run", {"pipeline": name, "params": {"a": 1}}),
     ]
 
@@ -71,6 +72,71 @@ def requests(name: str = NAME) -> list[Message]:
         commands.release(queue, [(1, 2)], Fence("n", "b", 1)),
     ]
     return [message._replace(fields={**message.fields, "req": 5}) for message in found]
+
+
+@source
+def Emit() -> Any:
+    yield from ()
+
+
+@stage
+def Route(value: Any) -> Any:
+    return value
+
+
+def with_a_source(name: str) -> dict[str, Any]:
+    """The manifest of a pipeline that makes its items itself, chooses between two ways, and ends with something to be done."""
+    return Pipeline(name, Emit >> Route >> {"ok": Same, "bad": Same.named("Again")}, on_done=lambda: None).manifest()
+
+
+def from_executor(name: str = NAME) -> list[Message]:
+    """One well-formed message of each kind that a machine says to its leader, but for those that end a node."""
+    queue, fence = f"{name}/in", Fence("m", "boot-m", 1)
+    port = Port([queue], lengths_blob([1, 2]), b"122")
+    fields: dict[str, dict[str, Any]] = {
+        "join": {"boot": "boot-m", "name": "host/m", "facts": {
+            "cores": 2, "memory_gb": 7.5, "name": "host/m", "os": "linux", "python": "3.11.2", "tags": ["gpu"], "address": "127.0.0.1:1", "slots": 2}},
+        "report": {"held": {queue: [[1, 3, 1], [4, 5, 2]]}, "sources": [f"source:{name}/1/Emit/0"], "ran_before": {"boot-l": {queue: [1]}}},
+        "window": {"queues": {queue: 3}},
+        "stats": {"running": {f"{name}/Same": 1}, "service_us": {f"{name}/Same": 3.5}, "troubles": {f"{name}/Same": "does not start"},
+                  "draining": False},
+        "source_lost": {"pipeline": name, "stage": "Emit", "shard": 0},
+        "alarm": {"key": f"{name}/Same", "text": "it raised"},
+        "seen": {"runs": {name: 1}},
+        "project": {"pipeline": name, "req": 3},
+        "bundle_get": {"version": "0" * 64, "part": 0},
+        "fail": {"queue": queue, "id": 1, "fence": list(fence), "error": {"type": "E", "text": "t", "traceback": None}, "delay_ms": 0, "req": 4},
+        "on_done_ran": {"pipeline": name, "run": 1, "req": 5},
+    }
+    commands_of_it = [commands.put(f"source:{name}/1/Emit/0", 1, 1, [port], {"count": 2, "hash": "h", "finished": False}),
+                      commands.done(queue, [(1, 3)], [Port([f"{name}/Same.results"], lengths_blob([1, 1]), b"ab")]),
+                      commands.release(queue, [(1, 2)], fence)]
+    return [*(Message(kind, values) for kind, values in fields.items()), *deploying(name),
+            *(message._replace(fields={**message.fields, "req": 6}) for message in commands_of_it)]
+
+
+def between_nodes(node_id: str, to: str) -> list[Message]:
+    """One well-formed message of each kind that one node says to another as such."""
+    raft: dict[str, Any] = {"generation": 0, "term": 1, "sender": node_id, "to": to}
+    data = b"bytes of a snapshot"
+    slice_fields = {"snapshot_id": hashlib.sha256(data).hexdigest(), "offset": 0, "total": len(data)}
+    snapshot = {"index": 9, "term": 1, "at_ms": 5, "configuration": {"voters": [to, node_id], "voters_old": [], "learners": []},
+                "snapshot_id": slice_fields["snapshot_id"]}
+    return [
+        Message("hello", {"cluster_id": "c", "leader": node_id, "leader_address": "127.0.0.1:9", "term": 1}),
+        Message("give_way", {"cluster": "d"}),
+        Message("accepted", {"cluster": "c", "into": "d"}),
+        Message("snapshot_slice", slice_fields, (data,)),
+        Message("raft_pre_vote", {**raft, "term": 2, "last_index": 5, "last_term": 1}),
+        Message("raft_pre_vote_reply", {**raft, "granted": True}),
+        Message("raft_vote", {**raft, "term": 2, "last_index": 5, "last_term": 1, "transfer": False}),
+        Message("raft_vote_reply", {**raft, "granted": True}),
+        Message("raft_append", {**raft, "prev_index": 0, "prev_term": 0, "commit_index": 0, "sent_ms": 1, "entries": []}),
+        Message("raft_append_reply", {**raft, "match_index": 0, "sent_ms": 1, "rejected_index": None, "hint_index": 0, "hint_term": 0}),
+        Message("raft_snapshot", {**raft, "snapshot": snapshot, "sent_ms": 1}),
+        Message("raft_snapshot_reply", {**raft, "match_index": 0, "sent_ms": 1}),
+        Message("raft_timeout_now", raft),
+    ]
 
 
 def nested(depth: int) -> Any:

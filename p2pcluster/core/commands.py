@@ -24,6 +24,7 @@ from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
 
 NAME_CHARS_MAX = 200  # longer than any that `graph` and `bundle` make
+NUMBER_END = 1 << 62  # what comes from others is below it, and so fits in a table whatever is added to it
 PROCESSES_MAX = 10_000  # of one stage: each is planned by itself
 
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
@@ -179,7 +180,7 @@ def check(message: Message) -> None:
         wrong_bool = isinstance(value, bool) and bool not in types
         if value is ... or not isinstance(value, types) or wrong_bool:
             raise _wrong(message, name)
-        if message.kind == "deploy" and name in ("pipeline", "version") and not _is_name(value):
+        if message.kind == "deploy" and name in ("pipeline", "version") and not is_name(value):
             raise _wrong(message, name)
         inside = _INSIDE.get(name) or _PLAIN.get(types)
         if inside is not None and not inside(value):
@@ -215,11 +216,11 @@ def _check_ports(message: Message) -> None:
         raise RemoteProtocolError(f"command {message.kind!r} has {len(message.blobs)} blobs and its ports take {used}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+def is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NUMBER_END
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Half of a surrogate pair can be written in JSON and in no table."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value))
 
@@ -227,13 +228,13 @@ def _is_text(value: Any) -> bool:
 def _are_ranges(ranges: list[Any]) -> bool:
     """Apart from each other, in any order: an item that comes round again runs behind those with higher ids."""
     for pair in ranges:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) and pair[0] < pair[1]):
             return False
     return bool(ranges) and all(before[1] <= after[0] for before, after in pairwise(sorted(ranges)))
 
 
 def _are_ids(ids: list[Any] | None) -> bool:
-    return ids is None or all(map(_is_number, ids))
+    return ids is None or all(map(is_number, ids))
 
 
 def _are_ports(ports: list[Any]) -> bool:
@@ -244,15 +245,24 @@ def _are_ports(ports: list[Any]) -> bool:
 
 
 def _is_source(source: dict[str, Any] | None) -> bool:
-    kinds = {"count": _is_number, "hash": _is_text, "finished": _is_flag, "cursor": _is_flag}
+    kinds = {"count": is_number, "hash": is_text, "finished": is_flag, "cursor": is_flag}
     return source is None or all(name in kinds and kinds[name](value) for name, value in source.items())
 
 
-def _is_flag(value: Any) -> bool:
+def is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_manifest(manifest: dict[str, Any]) -> bool:
+def are_parts(count: Any) -> bool:
+    """Of a bundle."""
+    return is_number(count) and 0 < count <= config.BUNDLE_BYTES_MAX // config.BUNDLE_PART_BYTES
+
+
+def is_fence(fence: list[Any]) -> bool:
+    return len(fence) == 3 and is_text(fence[0]) and is_text(fence[1]) and is_number(fence[2])
+
+
+def is_manifest(manifest: dict[str, Any]) -> bool:
     """Whether apply and the leader find what they look for; that the graph is sound is the graph check's word."""
     try:
         stages, queues = manifest["stages"], manifest["queues"]
@@ -265,59 +275,59 @@ def _is_manifest(manifest: dict[str, Any]) -> bool:
         names = {name for stage in stages for port in stage["ports"] for name in port["queues"]}
         names |= {stage["reads"] for stage in stages if stage["reads"] is not None}
         return names <= {queue["name"] for queue in queues} and all(
-            len(edge) == 2 and all(map(_is_name, edge)) for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
+            len(edge) == 2 and all(map(is_name, edge)) for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
     except (KeyError, TypeError):
         return False
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
     """Of a pipeline, a stage or a queue. A pipeline's, and a version, are folders too."""
     is_usable = isinstance(value, str) and value.isprintable() and "/" not in value and value not in (".", "..")
     return is_usable and 0 < len(value) <= NAME_CHARS_MAX
 
 
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+def is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < NUMBER_END
 
 
 _STAGE: dict[str, Callable[[Any], bool]] = {
-    "name": _is_name,
-    "reads": lambda queue: queue is None or _is_name(queue),
+    "name": is_name,
+    "reads": lambda queue: queue is None or is_name(queue),
     "ports": lambda ports: all(isinstance(port["queues"], list) for port in ports),
-    "where": lambda where: where is None or _is_text(where),
+    "where": lambda where: where is None or is_text(where),
     "kind": lambda kind: kind in ("source", "stage", "sink"),
-    "processes": lambda count: count == "auto" or (_is_number(count) and 0 < count <= PROCESSES_MAX),
-    "per_node": lambda count: count is None or _is_number(count),
-    "retries": _is_number,
-    "backoff_s": _is_amount,
-    "timeout_s": lambda timeout_s: timeout_s is None or _is_amount(timeout_s),
-    "sharded": _is_flag,
-    "shape": _is_text,
+    "processes": lambda count: count == "auto" or (is_number(count) and 0 < count <= PROCESSES_MAX),
+    "per_node": lambda count: count is None or is_number(count),
+    "retries": is_number,
+    "backoff_s": is_amount,
+    "timeout_s": lambda timeout_s: timeout_s is None or is_amount(timeout_s),
+    "sharded": is_flag,
+    "shape": is_text,
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {
-    "name": _is_name,
-    "maxsize": lambda count: count is None or _is_number(count),
-    "bytes_max": lambda size: size is None or _is_number(size),
-    "read_by": lambda stage: stage is None or _is_text(stage),
-    "results": _is_flag,
-    "outside": _is_flag,
+    "name": is_name,
+    "maxsize": lambda count: count is None or is_number(count),
+    "bytes_max": lambda size: size is None or is_number(size),
+    "read_by": lambda stage: stage is None or is_text(stage),
+    "results": is_flag,
+    "outside": is_flag,
 }
 
 
 _INSIDE: dict[str, Callable[[Any], bool]] = {
-    "producer": lambda p: len(p) == 3 and _is_text(p[0]) and _is_number(p[1]) and _is_number(p[2]),
-    "fence": lambda f: len(f) == 3 and _is_text(f[0]) and _is_text(f[1]) and _is_number(f[2]),
+    "producer": lambda p: len(p) == 3 and is_text(p[0]) and is_number(p[1]) and is_number(p[2]),
+    "fence": is_fence,
     "ranges": _are_ranges,
     "ids": _are_ids,
-    "parts": lambda n: _is_number(n) and 0 < n <= config.BUNDLE_BYTES_MAX // config.BUNDLE_PART_BYTES,
+    "parts": are_parts,
     "ports": _are_ports,
     "source": _is_source,
-    "manifest": _is_manifest,
+    "manifest": is_manifest,
     "project": lambda project: "python" not in project or pythons.is_requirement(project["python"]),
     "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }
-_PLAIN: dict[tuple[type, ...], Callable[[Any], bool]] = {(int,): _is_number, (str,): _is_text}
+_PLAIN: dict[tuple[type, ...], Callable[[Any], bool]] = {(int,): is_number, (str,): is_text}
 
 
 def keys_of(blob: Buffer) -> list[str | None]:

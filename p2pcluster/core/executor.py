@@ -107,10 +107,11 @@ class Spec(NamedTuple):
 
 @dataclass(slots=True)
 class Process:
-    """A process of this machine. `key` names it between executor and shell."""
+    """A process of this machine. `key` names it between executor and shell; `ports` are the queues of its own version's stage."""
 
     key: int
     spec: Spec
+    ports: list[list[str]]
     ready: bool = False
     stopping: bool = False
     works: deque[Work] = field(default_factory=deque)
@@ -131,7 +132,6 @@ class StageWork:
 
     name: str
     queue: str
-    ports: list[list[str]]
     record: dict[str, Any]
     desired: int = 0
     buffer: deque[Slice] = field(default_factory=deque)
@@ -292,14 +292,13 @@ class Executor:
 
     def _plan_stage(self, name: str, pipeline: dict[str, Any], record: dict[str, Any], desired: int) -> None:
         full = f"{name}/{record['name']}"
-        ports = [[f"{name}/{queue}" for queue in port["queues"]] for port in record["ports"]]
         stage = self.stages.get(full)
         if stage is None:
-            stage = self.stages[full] = StageWork(full, f"{name}/{record['reads']}", ports, record)
+            stage = self.stages[full] = StageWork(full, f"{name}/{record['reads']}", record)
         of = (pipeline["version"], pipeline["run"])
         if stage.record != record or stage.of != of:
             stage.crashes, stage.start_at_ms, stage.trouble, stage.of = 0, 0, None, of
-        stage.record, stage.ports, stage.queue = record, ports, f"{name}/{record['reads']}"
+        stage.record, stage.queue = record, f"{name}/{record['reads']}"
         stage.desired = desired
 
     def _on_grant(self, message: Message) -> None:
@@ -323,7 +322,12 @@ class Executor:
     def _on_reply(self, message: Message) -> None:
         if message.fields["result"] == "error":
             return  # nobody leads there: it is asked again of whoever does next
-        _, process = self._unanswered.pop(message.fields["req"], (None, None))
+        asked, process = self._unanswered.get(message.fields["req"], (None, None))
+        if asked is None:
+            return
+        if asked.kind != message.fields["kind"]:
+            raise RemoteProtocolError(f"a {message.fields['kind']!r:.50} was not asked for under that number")
+        del self._unanswered[message.fields["req"]]
         if process is None or process.key not in self.processes:
             return
         if message.fields["result"] in ("ok", "already"):
@@ -371,7 +375,7 @@ class Executor:
         work.reported += count
         stage.measure(message.fields["elapsed_us"], count)
         stage.crashes, stage.trouble = 0, None
-        ports = [_addressed(port, stage.ports) for port in message.fields["ports"]]
+        ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
         ranges = [list(found) for found in work.ranges(start, start + count)]
         self._ask(Message("done", {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}, message.blobs))
         self._after_report(process, work, stage)
@@ -381,7 +385,7 @@ class Executor:
         ((item_id, _),) = work.ranges(work.reported, work.reported + 1)
         work.reported += 1
         stage.measure(message.fields["elapsed_us"], 1)
-        self._fail(stage, work, item_id, message.fields["error"])
+        self._fail(process, stage, work, item_id, message.fields["error"])
         self._after_report(process, work, stage)
 
     def _work_of(self, process: Process, message: Message) -> Work:
@@ -415,9 +419,7 @@ class Executor:
     def _on_process_put(self, process: Process, message: Message) -> None:
         assert process.assigned is not None, "only a source puts"
         fields = process.assigned.fields
-        record = self._record(process.spec)
-        queues = [[f"{process.spec.pipeline}/{queue}" for queue in port["queues"]] for port in record["ports"]]
-        ports = [_addressed(port, queues) for port in message.fields["ports"]]
+        ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
         seq = message.fields["seq"]
         put = Message("put", {"producer": [fields["producer"], fields["epoch"], seq], "ports": ports,
                               "source": message.fields["source"]}, message.blobs)
@@ -467,7 +469,7 @@ class Executor:
             if at is None or at < work.reported:
                 left += work.rest(work.reported)
                 continue
-            self._fail(stage, work, running, self._death(stage, process, how, stderr))
+            self._fail(process, stage, work, running, self._death(stage, process, how, stderr))
             left += _without_item(work.rest(work.reported), running)
         stage.buffer.extendleft(reversed(left))
         if process.stopping:
@@ -604,7 +606,7 @@ class Executor:
                 self._stop(process)
         for where, message in list(self._assigned.items()):
             pipeline = self.pipelines.get(where[0])
-            if where in running or pipeline is None or self.draining:
+            if where in running or pipeline is None or self.draining or not _is_source(pipeline, where[1]):
                 continue
             spec = Spec(where[0], pipeline["version"], pipeline["run"], where[1], "source", where[2])
             self._start(spec, pipeline).assigned = message
@@ -627,11 +629,12 @@ class Executor:
         self._start(Spec(name, pipeline["version"], pipeline["run"], "on_done", "on_done"), pipeline)
 
     def _start(self, spec: Spec, pipeline: dict[str, Any]) -> Process:
-        process = Process(self._next_key, spec, position_ms=self._now_ms)
+        record = next((r for r in pipeline["manifest"]["stages"] if r["name"] == spec.stage), None)
+        ports = [[f"{spec.pipeline}/{queue}" for queue in port["queues"]] for port in record["ports"]] if record else []
+        process = Process(self._next_key, spec, ports, position_ms=self._now_ms)
         self._next_key += 1
         self.processes[process.key] = process
         project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
-        record = next((r for r in pipeline["manifest"]["stages"] if r["name"] == spec.stage), None)
         queue = f"{spec.pipeline}/{record['reads']}" if record and record["reads"] else ""
         self._actions.append(Start(process.key, spec, project, pipeline["params"], queue))
         return process
@@ -689,21 +692,14 @@ class Executor:
 
     # ---- small things
 
-    def _fail(self, stage: StageWork, work: Work, item_id: int, error: dict[str, Any]) -> None:
+    def _fail(self, process: Process, stage: StageWork, work: Work, item_id: int, error: dict[str, Any]) -> None:
         fence = work.fence_of(item_id)
         assert fence is not None, "an item that failed is of its work"
-        full = {**error, "stage": stage.name, "node": self.node_name, "version": self._version(stage)}
+        full = {**error, "stage": stage.name, "node": self.node_name, "version": process.spec.version}
         self._ask(commands.fail(stage.queue, item_id, fence, full, 0))
         if stage.said_ms is None or self._now_ms - stage.said_ms >= FAILURE_LINE_INTERVAL_MS:
             stage.said_ms = self._now_ms
             self._say(f"{stage.name.partition('/')[2]}: item {stage.queue}:{item_id} failed: {error['text']}")
-
-    def _version(self, stage: StageWork) -> str:
-        return str(self.pipelines[stage.name.partition("/")[0]]["version"])
-
-    def _record(self, spec: Spec) -> dict[str, Any]:
-        stages = self.pipelines[spec.pipeline]["manifest"]["stages"]
-        return next(record for record in stages if record["name"] == spec.stage)
 
     def _send(self, process: Process, message: Message) -> None:
         self._actions.append(Send(process.key, message))
@@ -769,6 +765,10 @@ class Executor:
     @property
     def is_idle(self) -> bool:
         return not self.processes
+
+
+def _is_source(pipeline: dict[str, Any], stage: str) -> bool:
+    return any(record["name"] == stage and record["kind"] == "source" for record in pipeline["manifest"]["stages"])
 
 
 def _addressed(port: dict[str, Any], queues: list[list[str]]) -> dict[str, Any]:

@@ -152,11 +152,6 @@ class Session:
     sealer: Sealer
     opener: Opener
 
-    @property
-    def is_foreign(self) -> bool:
-        """The peer is of another cluster under the same name and key: the two may talk only about which one stays."""
-        return None not in (self.me.cluster_id, self.peer.cluster_id) and self.me.cluster_id != self.peer.cluster_id
-
 
 class Handshake:
     """One side of one handshake.

@@ -65,6 +65,17 @@ class Session:
     troubles: dict[str, str] = field(default_factory=dict)
     planned: dict[str, Any] | None = None
     seen: dict[str, int] = field(default_factory=dict)
+    held_puts: int = 0
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldPut:
+    """A put that waits for room, and how many bytes it is as a message."""
+
+    session: Session
+    message: Message
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +142,7 @@ class Node:
         self._serving = False
         self._old_below: dict[str, int] = {}
         self._promised: dict[str, RangeSet] = {}
-        self._held: dict[str, deque[tuple[str, Message]]] = {}
+        self._held: dict[str, deque[_HeldPut]] = {}
         self._coming: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._waiters: list[tuple[str, int, str, int]] = []
@@ -183,6 +194,7 @@ class Node:
         if session is None:
             return
         self._waiters = [waiter for waiter in self._waiters if waiter[0] != session_id]
+        self._drop_held(session_id)
         for key in [key for key, owner in self._owners.items() if owner == session_id]:
             del self._owners[key]
         if self._session_of(session.node, session.boot) is not None:
@@ -436,9 +448,30 @@ class Node:
             raise RemoteProtocolError("a client does not put for a source")
         held = self._held.get(producer)
         if held is not None or not self._has_room(message):
-            self._held.setdefault(producer, deque()).append((session.id, message))
+            self._hold(session, producer, message)
             return
         self._admit(session, message)
+
+    def _hold(self, session: Session, producer: str, message: Message) -> None:
+        """A machine's sources wait for answers by themselves; what a client may have waiting here is limited."""
+        size = sum(map(len, encode(message)))
+        if session.kind == "client" and (session.held_puts >= config.HELD_PUTS_MAX or session.held_bytes + size > config.HELD_BYTES_MAX):
+            text = (f"{session.held_puts} puts of this connection ({session.held_bytes >> 20} MiB) wait already for room in a full queue: wait for "
+                    "their answers, then put this again")
+            self._reply(session.id, message, "refused", code="too_many_held", text=text)
+            return
+        session.held_puts += 1
+        session.held_bytes += size
+        self._held.setdefault(producer, deque()).append(_HeldPut(session, message, size))
+
+    def _drop_held(self, session_id: str) -> None:
+        """Whoever has gone says it again, to whom it comes back; and nobody may leave behind what he had waiting."""
+        for producer, held in list(self._held.items()):
+            kept = deque(put for put in held if put.session.id != session_id)
+            if kept:
+                self._held[producer] = kept
+            else:
+                del self._held[producer]
 
     def _targets(self, message: Message) -> list[QueueState]:
         names = {name for port in message.fields["ports"] for name in port.get("queues", ())}
@@ -467,20 +500,21 @@ class Node:
     def _admit_held(self) -> None:
         for producer in list(self._held):
             held = self._held[producer]
-            while held and (held[0][0] not in self.sessions or self._has_room(held[0][1])):
-                session_id, message = held.popleft()
-                session = self.sessions.get(session_id)
-                if session is not None:
-                    self._admit(session, message)
+            while held and self._has_room(held[0].message):
+                self._admit_one(held.popleft())
             if not held:
                 del self._held[producer]
 
     def admit_all(self) -> None:
         """This node stops: take in what is held back for want of room, since whoever emitted it may not be able to do so again."""
         for producer in list(self._held):
-            for session_id, message in self._held.pop(producer):
-                if session_id in self.sessions:
-                    self._admit(self.sessions[session_id], message)
+            for put in self._held.pop(producer):
+                self._admit_one(put)
+
+    def _admit_one(self, put: _HeldPut) -> None:
+        put.session.held_puts -= 1
+        put.session.held_bytes -= put.size
+        self._admit(put.session, put.message)
 
     # ---- items to sessions
 
@@ -837,6 +871,10 @@ class Node:
         pipeline = self.state.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
             self._reply(session.id, message, "refused", code="unknown_pipeline")
+            return
+        if sum(1 for waiter in self._waiters if waiter[0] == session.id) >= config.WAITS_MAX:
+            text = f"this connection waits for {config.WAITS_MAX} runs already: wait for an answer, or close it and connect again"
+            self._reply(session.id, message, "refused", code="too_many_waits", text=text)
             return
         self._waiters.append((session.id, message.fields["req"], pipeline.name, max(pipeline.run, 1)))
         self._answer_waiters()

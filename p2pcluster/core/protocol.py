@@ -2,19 +2,26 @@
 
 Three links: a client and a node; the leader and a machine's executor (`member`); a node and its stage processes. The commands among
 the messages are `commands.FIELDS`'s; what all of them mean is decided where they are handled.
+
+Between members the gateway looks inside the fields too (`_INSIDE`): whoever holds the key may run another version, or be broken, and
+what passes here is used by the loop without another look. It costs by the message and by the range, never by the item.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from p2pcluster import config
 from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
+from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_text
 from p2pcluster.errors import RemoteProtocolError
 
 VERSION = 1
-NUMBER_END = 1 << 62  # what comes from others is below it, and so fits in a table whatever is added to it
-_SLICES = frozenset({"snapshot_slice", "bundle_slice"})  # which carry one blob
+LABEL_CHARS_MAX = 100  # of an id, a node's name or an address
+FACTS_MAX = 100  # of one node
+FACT_SIZE_MAX = 1000  # characters of a text, or members of a list
 
 Types = tuple[type, ...]
 _NUMBER: Types = (int,)
@@ -112,8 +119,156 @@ def check(link: str, sender: str, message: Message) -> None:
             raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} is missing or not what it must be")
         if type(value) is int and link != "process" and not 0 <= value < NUMBER_END:
             raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} is out of range")
-    if len(message.blobs) != 1 and message.kind in _SLICES:
-        raise RemoteProtocolError(f"message {message.kind!r} has {len(message.blobs)} blobs")
     request = message.fields.get("req", None if link == "client" else 0)  # each of a client's messages is answered
     if not isinstance(request, int) or isinstance(request, bool):
         raise RemoteProtocolError(f"message {message.kind!r}: field 'req' is not a number")
+    if link == "member":
+        _check_inside(message)
+
+
+def _check_inside(message: Message) -> None:
+    for name, is_right in _INSIDE.get(message.kind, {}).items():
+        if not is_right(message.fields[name]):
+            raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} does not hold what it must")
+    fits = _WHOLE.get(message.kind)
+    if fits is not None and not fits(message):
+        raise RemoteProtocolError(f"message {message.kind!r}: its fields and its {len(message.blobs)} blobs do not fit each other")
+
+
+# ---- inside the fields of what members say
+
+Check = Callable[[Any], bool]
+
+
+def _or_none(is_right: Check) -> Check:
+    return lambda value: value is None or is_right(value)
+
+
+def _list(is_right: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _map(is_key: Check, is_right: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(is_key, value)) and all(map(is_right, value.values()))
+
+
+def _record(**checks: Check) -> Check:
+    """An object that has at least these fields."""
+    return lambda value: isinstance(value, dict) and all(name in value and is_right(value[name]) for name, is_right in checks.items())
+
+
+def _any(value: Any) -> bool:
+    return True
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_words(value: Any) -> bool:
+    """For people. What an exception says may be text that no table takes in."""
+    return isinstance(value, str)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LABEL_CHARS_MAX and value.isprintable()
+
+
+def _is_count(value: Any) -> bool:
+    """Of processes."""
+    return is_number(value) and value <= commands.PROCESSES_MAX
+
+
+def _is_held(held: Any) -> bool:
+    return isinstance(held, list) and len(held) == 3 and all(map(is_number, held)) and held[0] < held[1]
+
+
+def _is_piece(piece: Any) -> bool:
+    if not (isinstance(piece, list) and len(piece) == 4 and all(map(is_number, piece[:3])) and piece[0] < piece[1]):
+        return False
+    return piece[3] is None or (isinstance(piece[3], list) and len(piece[3]) == piece[1] - piece[0])
+
+
+def _is_item_id(name: Any) -> bool:
+    """As the name of a field, which JSON makes of the number."""
+    return isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 20
+
+
+def _is_fact(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= FACT_SIZE_MAX and all(isinstance(text, str) and len(text) <= FACT_SIZE_MAX for text in value)
+    if isinstance(value, str):
+        return len(value) <= FACT_SIZE_MAX
+    return value is None or isinstance(value, bool) or is_amount(value)
+
+
+def _are_facts(facts: dict[str, Any]) -> bool:
+    """Flat, so that whatever a rule makes of them is bounded too; `slots` is what the plan counts with."""
+    is_flat = len(facts) <= FACTS_MAX and all(map(_is_label, facts)) and all(map(_is_fact, facts.values()))
+    return is_flat and is_number(facts.get("slots", 1)) and facts.get("slots", 1) <= config.SLOTS_MAX
+
+
+_PLANNED = _record(
+    version=is_name, run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
+    params=_any, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
+    parked=is_number,
+)
+_DEPLOYED = _record(
+    version=is_text, origin=_is_dict, files=_map(is_text, is_text), run=is_number, state=is_text, project=_is_dict,
+)
+
+
+def _is_planned(pipeline: Any) -> bool:
+    return _PLANNED(pipeline) and (pipeline["seconds"] is not None or pipeline["state"] != "done")
+
+
+_INSIDE: dict[str, dict[str, Check]] = {
+    "hello": {"cluster_id": _or_none(_is_label), "leader": _or_none(_is_label), "leader_address": _or_none(_is_label)},
+    "give_way": {"cluster": _is_label},
+    "accepted": {"cluster": _is_label, "into": _is_label},
+    "join": {"boot": _is_label, "name": _is_label, "facts": _are_facts},
+    "report": {"held": _map(is_text, _list(_is_held)), "sources": _list(is_text),
+               "ran_before": _map(_is_label, _map(is_text, _list(is_number)))},
+    "window": {"queues": _map(is_text, is_number)},
+    "stats": {"running": _map(is_text, is_number), "service_us": _map(is_text, is_amount), "troubles": _map(is_text, _is_words)},
+    "seen": {"runs": _map(is_text, is_number)},
+    "alarm": {"key": is_text},
+    "bundle_slice": {"parts": commands.are_parts},
+    "plan": {"pipelines": _map(is_name, _is_planned), "processes": _map(is_text, _is_count)},
+    "grant": {"fence": is_fence, "deliveries": _map(_is_item_id, is_number), "pieces": _list(_is_piece)},
+    "assigned": {"stage": is_name, "producer": is_text, "hash": is_text},
+}
+
+_REPLIES: dict[tuple[str, str], dict[str, Check]] = {  # by kind and result, or what it is refused for
+    ("put", "ok"): {"seq": is_number},
+    ("put", "already"): {"seq": is_number},
+    ("put", "sequence"): {"seq": is_number},
+    ("project", "ok"): {"project": _or_none(_DEPLOYED)},
+    ("deploy", "ok"): {"run": is_number, "state": is_text},
+    ("start_run", "ok"): {"run": is_number},
+    ("start_run", "running"): {"run": is_number},
+}
+
+
+def _is_whole_reply(message: Message) -> bool:
+    fields = message.fields
+    result, code = fields["result"], fields.get("code", "")
+    if not isinstance(code, str):
+        return False
+    return _record(**_REPLIES.get((fields["kind"], code if result == "refused" else result), {}))(fields)
+
+
+def _is_whole_grant(message: Message) -> bool:
+    """Two blobs for each piece, the first with a length for each item."""
+    pieces, blobs = message.fields["pieces"], message.blobs
+    return len(blobs) == 2 * len(pieces) and all(
+        len(lengths) == 4 * (hi - lo) for (lo, hi, _, _), lengths in zip(pieces, blobs[::2], strict=True))
+
+
+_WHOLE: dict[str, Callable[[Message], bool]] = {
+    "snapshot_slice": lambda m: len(m.blobs) == 1 and m.fields["offset"] + len(m.blobs[0]) <= m.fields["total"],
+    "bundle_slice": lambda m: len(m.blobs) == 1 and len(m.blobs[0]) <= config.BUNDLE_PART_BYTES,
+    "grant": _is_whole_grant,
+    "assigned": lambda m: len(m.blobs) <= 1,
+    "reply": _is_whole_reply,
+}

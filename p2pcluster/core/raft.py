@@ -263,6 +263,11 @@ class Raft:
         )
 
     @property
+    def is_installing(self) -> bool:
+        """Whether a snapshot was taken in whose bytes the shell still has to install."""
+        return self._snapshot is not None or (self._out is not None and self._out.snapshot is not None)
+
+    @property
     def is_transferring(self) -> bool:
         """Whether this leader is handing over: it proposes nothing meanwhile."""
         return self._transfer_to is not None

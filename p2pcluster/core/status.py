@@ -47,7 +47,7 @@ class Rates:
 
 def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
               now_ms: int, alarms: dict[str, str]) -> dict[str, Any]:
-    """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name)."""
+    """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name, who was refused)."""
     nodes = [session for session in sessions if session.kind == "node"]
     return {
         "cluster": {"id": None, "name": None, "term": raft.term, "commit_index": raft.commit_index},
@@ -59,6 +59,7 @@ def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
         ],
         "stages": [_stage(state, rates, nodes, p, stage) for p in state.pipelines.values() for stage in p.manifest["stages"]],
         "queues": [_queue(queue, rates, now_ms) for queue in state.queues.values()],
+        "network": {"refused_connections": 0, "refused_datagrams": 0, "refused_clients": 0},
         "alarms": _alarms(state, nodes, alarms),
     }
 

@@ -190,7 +190,7 @@ def _stage(site: Site, name: str) -> dict[str, int]:
 def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
     wait_for(lambda: _stage(inverses, "Invert")["processes"], "the stage runs")
     status = json.loads(inverses.do("status", "--json").out)
-    assert list(status) == ["cluster", "leader", "nodes", "pipelines", "stages", "queues", "alarms"]
+    assert list(status) == ["cluster", "leader", "nodes", "pipelines", "stages", "queues", "network", "alarms"]
     assert set(status["cluster"]) == {"id", "name", "term", "commit_index"}
     assert set(status["leader"]) == {"id", "name", "address"}
     (node,) = status["nodes"]
@@ -215,6 +215,7 @@ def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
         "rate_out_per_s",
         "oldest_s",
     }
+    assert status["network"] == {"refused_connections": 0, "refused_datagrams": 0, "refused_clients": 0}
     assert status["alarms"] == []
 
 

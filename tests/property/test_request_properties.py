@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pcluster import config
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode_bytes
 from p2pcluster.core.commands import Port, lengths_blob, put
@@ -32,14 +33,16 @@ MESSAGES = 40  # of one attack
 class Victim:
     """A node that leads alone, with its machine's half, an honest client and a hostile one."""
 
+    executor_class = Executor
+
     def __init__(self) -> None:
         self.now_ms = 0
         self.node = Node("n", Random(0), HardState(), Log(), State(), Configuration(("n",)), 0, 0)
-        self.executor = Executor("n")
+        self.executor = self.executor_class("n")
         self.answers: list[tuple[str, Message]] = []
         while not self.node.is_serving:
             self.pass_time()
-        self.node.open_session(Session(LOCAL_SESSION, "node", "n", "boot", "n", {"slots": 2}))
+        self.node.open_session(Session(LOCAL_SESSION, "node", "n", "boot", "n", {"slots": 2, "python": "3.11.2"}))
         for name in ("honest", "hostile"):
             self.node.open_session(Session(name, "client", name, "boot", name))
         self.executor.on_new_leader({}, self.now_ms)
@@ -178,6 +181,53 @@ def test_what_once_ended_a_node_or_would_is_refused_before_it_is_proposed(messag
         victim.hear(message)
     victim.pass_time()
     assert victim.node.state.hash == before
+
+
+def put_into_a_full_queue(victim: Victim, seq: int, size: int = 1) -> Message:
+    """The hostile client's `seq`th put, of a producer of its own."""
+    port = Port([f"{hostile.NAME}/in"], lengths_blob([size]), bytes(size))
+    message = put(f"client:{seq}", 1, 1, [port])
+    return message._replace(fields={**message.fields, "req": seq})
+
+
+def refusals(victim: Victim, code: str) -> list[Message]:
+    return [answer for session, answer in victim.answers if session == "hostile" and answer.fields.get("code") == code]
+
+
+def test_puts_that_wait_for_room_are_limited_for_each_client_and_go_with_it() -> None:
+    victim = Victim()
+    queue = victim.node.state.queues[f"{hostile.NAME}/in"]
+    queue.maxsize = 0
+    for seq in range(config.HELD_PUTS_MAX + 3):
+        victim.hear(put_into_a_full_queue(victim, seq))
+    assert [answer.fields["req"] for answer in refusals(victim, "too_many_held")] == list(range(config.HELD_PUTS_MAX, config.HELD_PUTS_MAX + 3))
+    assert "wait for their answers, then put this again" in refusals(victim, "too_many_held")[0].fields["text"]
+    victim.hear(put_into_a_full_queue(victim, 1000), "honest")
+    queue.maxsize = None
+    victim.pass_time()
+    victim.ask(Message("retry", {"queue": f"{hostile.NAME}/in", "ids": None}))
+    assert queue.put == config.HELD_PUTS_MAX + 1, "what waited and was not refused is taken in when there is room"
+    session = victim.node.sessions["hostile"]
+    assert (session.held_puts, session.held_bytes) == (0, 0)
+    queue.maxsize = 0
+    size = config.HELD_BYTES_MAX // 4
+    victim.answers.clear()
+    for seq in range(2000, 2006):
+        victim.hear(put_into_a_full_queue(victim, seq, size))
+    assert len(refusals(victim, "too_many_held")) == 3, "so are their bytes"
+    victim.node.close_session("hostile")
+    assert not victim.node._held, "nobody leaves behind what he had waiting"
+
+
+def test_waits_are_limited_for_each_client() -> None:
+    victim = Victim()
+    wait = Message("wait", {"pipeline": hostile.NAME})
+    for number in range(config.WAITS_MAX + 2):
+        victim.hear(wait._replace(fields={**wait.fields, "req": number}))
+    assert [answer.fields["req"] for answer in refusals(victim, "too_many_waits")] == [config.WAITS_MAX, config.WAITS_MAX + 1]
+    victim.answers.clear()
+    victim.hear(wait._replace(fields={**wait.fields, "req": 1}), "honest")
+    assert not [answer for session, answer in victim.answers if session == "honest"]
 
 
 def test_an_item_that_has_failed_a_thousand_times_is_still_tried_again() -> None:

@@ -155,16 +155,11 @@ def test_the_messages_are_those_that_are_listed() -> None:
     assert tuple(decode(payload).kind for payload in (hello, welcome, proof, accepted, refuse)) == module.KINDS
 
 
-@pytest.mark.parametrize(
-    ("here", "there", "is_foreign"),
-    [(None, None, False), (None, "c1", False), ("c1", None, False), ("c1", "c1", False), ("c1", "c2", True)],
-)
-def test_another_cluster_of_the_same_name_and_key_is_let_in_and_marked(
-    here: str | None, there: str | None, is_foreign: bool
-) -> None:
+@pytest.mark.parametrize(("here", "there"), [(None, None), (None, "c1"), ("c1", None), ("c1", "c1"), ("c1", "c2")])
+def test_another_cluster_of_the_same_name_and_key_is_let_in_and_says_which(here: str | None, there: str | None) -> None:
     at_dial, at_accept = run(dialler(identity("n1", cluster_id=here)), accepter(identity("n2", cluster_id=there)))
 
-    assert at_dial.is_foreign is at_accept.is_foreign is is_foreign
+    assert (at_accept.peer.cluster_id, at_dial.peer.cluster_id) == (here, there)
 
 
 # --- Keys -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from p2pcluster.core import commands, datagram, protocol
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.errors import RemoteProtocolError
+from tests import hostile
 
 PAGE = (Path(p2pcluster.__file__).parent / "PROTOCOL.md").read_text()
 SECTIONS = {"client": "Client and node", "member": "Leader and member", "process": "Node and stage process"}
@@ -48,6 +49,41 @@ def test_a_missing_field_and_a_bool_for_a_number_are_refused() -> None:
         protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q"}))
     with pytest.raises(RemoteProtocolError, match="'count'"):
         protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q", "count": True}))
+
+
+MEMBER = {message.kind: message for message in [*hostile.from_executor(), *hostile.between_nodes("m", "n")] if message.kind in protocol.MEMBER}
+MEMBER |= {
+    "grant": Message("grant", {"queue": "p/q", "fence": ["n", "b", 1], "deliveries": {"1": 2}, "pieces": [[1, 3, 1, None], [4, 5, 1, ["k"]]]},
+                     (lengths_blob([1, 1]), b"ab", lengths_blob([0]), b"")),
+    "assigned": Message("assigned", {"pipeline": "p", "stage": "s", "shard": 0, "producer": "source:p/1/s/0", "epoch": 1, "seq": 0, "count": 0,
+                                     "hash": ""}, (b"cursor",)),
+    "reply": Message("reply", {"req": 1, "kind": "put", "result": "ok", "seq": 1}),
+    "bundle_slice": Message("bundle_slice", {"version": "v", "part": 0, "parts": 1}, (b"zip",)),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBER)
+def test_what_members_say_passes(kind: str) -> None:
+    protocol.check("member", protocol.MEMBER[kind].sender, MEMBER[kind])
+
+
+@pytest.mark.parametrize(("kind", "change"), [
+    ("hello", {"leader": ""}), ("hello", {"cluster_id": "\ud800"}), ("hello", {"leader_address": "h" * 200 + ":1"}),
+    ("give_way", {"cluster": "\ud800"}), ("accepted", {"into": "x" * 1000}),
+    ("join", {"boot": ""}), ("join", {"name": "\n"}), ("join", {"facts": {"slots": "2"}}), ("join", {"facts": {"slots": 1 << 40}}),
+    ("join", {"facts": {"tags": [["deep"]]}}), ("join", {"facts": {"x": {}}}), ("join", {"facts": {"x": "y" * 10_000}}),
+    ("report", {"held": {"p/q": [[3, 1, 1]]}}), ("report", {"held": {"p/q": [[1, 2]]}}), ("report", {"held": {"p/q": None}}),
+    ("report", {"sources": [1]}), ("report", {"ran_before": {"b": {"p/q": [None]}}}), ("report", {"ran_before": {"b": []}}),
+    ("window", {"queues": {"p/q": -1}}), ("window", {"queues": {"p/q": "1"}}), ("seen", {"runs": {"p": None}}),
+    ("stats", {"running": {"p/s": 0.5}}), ("stats", {"service_us": {"p/s": 10**300}}), ("stats", {"troubles": {"p/s": 1}}),
+    ("snapshot_slice", {"total": 1}), ("bundle_slice", {"parts": 0}), ("bundle_slice", {"parts": 1 << 40}),
+    ("grant", {"fence": ["n", "b"]}), ("grant", {"deliveries": {"one": 1}}), ("grant", {"pieces": [[1, 3, 1, None]]}),
+    ("grant", {"pieces": [[1, 3, 1, None], [4, 6, 1, None]]}), ("grant", {"pieces": [[1, 3, 1, ["k"]], [4, 5, 1, None]]}),
+    ("assigned", {"stage": "a/b"}), ("reply", {"seq": "1"}), ("reply", {"code": []}), ("reply", {"kind": "deploy"}),
+])
+def test_a_member_message_with_something_wrong_inside_is_refused_by_its_name(kind: str, change: dict[str, object]) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"message '{kind}'"):
+        protocol.check("member", protocol.MEMBER[kind].sender, MEMBER[kind]._replace(fields={**MEMBER[kind].fields, **change}))
 
 
 def good_put() -> Message:
