@@ -1,7 +1,7 @@
 """The page of a node: who may read it, how, and how often a cluster is asked for it.
 
-Threads of their own serve it. They never touch the node: like every client they ask the cluster over a connection, at most once a second for
-all who look together, and not at all while nobody looks. What they show is decided in `view`.
+Threads of their own serve it. They never touch the node: like every client they ask the cluster over a connection, at most once a second
+for all who look together, and not at all while nobody looks. What they show is decided in `view`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def serving(options: Options) -> Iterator[str]:
     try:
         server = _Server(options.page, Watch(lambda: Link(options, ANSWER_S)))
     except OSError as error:
-        raise WrongUsage(f"--page {options.page}: nobody can listen there ({error.strerror or error}): choose another port, or 0 for any that is free") from error
+        raise WrongUsage(f"--page {options.page}: nobody can listen there ({error.strerror or error}): choose another port, "
+                         "or 0 for any that is free") from error
     thread = threading.Thread(target=server.serve_forever, name="page", daemon=True)
     thread.start()
     try:
@@ -197,7 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = SOCKET_TIMEOUT_S
 
     def do_GET(self) -> None:
-        answer = {"/": self._page, "/events": self._events, "/api/status": self._status, "/metrics": self._metrics}.get(self.path.partition("?")[0])
+        answers = {"/": self._page, "/events": self._events, "/api/status": self._status, "/metrics": self._metrics}
+        answer = answers.get(self.path.partition("?")[0])
         if not is_own_host(self.headers.get_all("Host", []), self.server.own_names):
             self._refuse(421, "this page answers to an address, localhost, this machine's name and the name given with --page only")
         elif answer is None:
@@ -233,7 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         shown = None
         while self.command != "HEAD":
             view = self.server.watch.look().view
-            self.wfile.write(b": no news\n\n" if view == shown else f"retry: {RETRY_MS}\nevent: view\ndata: {json.dumps(view)}\n\n".encode())
+            news = f"retry: {RETRY_MS}\nevent: view\ndata: {json.dumps(view)}\n\n"
+            self.wfile.write(b": no news\n\n" if view == shown else news.encode())
             shown = view
             if self.server.closing.wait(SNAPSHOT_S):
                 return
@@ -262,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def is_own_host(hosts: list[str], own_names: set[str]) -> bool:
-    """Whether a request means this page. A stranger's page can have its own name point here, and read what we answer; an address it cannot."""
+    """Whether a request means this page. A stranger's page can have its own name point here and read what we answer, but no address."""
     found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?", hosts[0].strip().lower()) if len(hosts) == 1 else None
     if found is None:
         return False

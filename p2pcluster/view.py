@@ -19,18 +19,21 @@ HISTORY_STEP_S = 5  # one point of a line; the rates of a status are of the last
 PARKED_SHOWN_MAX = 50
 SERIES_MAX = 2000  # of one metric; how many more there would be is a metric too
 ROLES = ("leader", "voter", "standby", "worker")
+ITEM_STATES = ("ready", "leased", "delayed", "parked")
 
+Record = Mapping[str, Any]  # what a status, a manifest or a parked item is made of
 Values = tuple[float | None, ...]  # None where nobody looked
+Lines = Mapping[tuple[str, str, str], Values]  # by "stage" or "queue", pipeline and name
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What was known at one time. `status` is the last one that came, `trouble` why none comes now."""
 
-    status: Mapping[str, Any] | None = None
-    manifests: Mapping[str, Mapping[str, Any]] | None = None  # by pipeline
-    parked: Sequence[Mapping[str, Any]] = ()
-    lines: Mapping[tuple[str, str, str], Values] | None = None  # of `History`
+    status: Record | None = None
+    manifests: Mapping[str, Record] | None = None  # by pipeline
+    parked: Sequence[Record] = ()
+    lines: Lines | None = None  # of `History`
     trouble: str | None = None
 
     @cached_property
@@ -45,7 +48,7 @@ class History:
     def __init__(self) -> None:
         self._points: deque[tuple[int, dict[tuple[str, str, str], float]]] = deque()
 
-    def add(self, now_s: float, status: Mapping[str, Any]) -> None:
+    def add(self, now_s: float, status: Record) -> None:
         """Remember this status; of several in one step the last one."""
         step = int(now_s // HISTORY_STEP_S)
         if self._points and self._points[-1][0] == step:
@@ -92,14 +95,19 @@ def table(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Ht
     kinds = [{"class": "number"} if head.startswith("#") else {} for head in heads]
     head = (element("th", {**kind, "scope": "col"}, head.lstrip("#")) for head, kind in zip(heads, kinds, strict=True))
     body = (
-        joined(element("td" if at else "th", kind if at else {"scope": "row"}, cell) for at, (cell, kind) in enumerate(zip(row, kinds, strict=True)))
+        [element("th", {"scope": "row"}, row[0]), *(element("td", kind, cell) for cell, kind in zip(row[1:], kinds[1:], strict=True))]
         for row in rows
     )
-    inside = element("table", {}, element("thead", {}, element("tr", {}, *head)), element("tbody", {}, *(element("tr", {}, row) for row in body)))
+    lines = element("tbody", {}, *(element("tr", {}, *cells) for cells in body))
+    inside = element("table", {}, element("thead", {}, element("tr", {}, *head)), lines)
     return element("div", {"class": "scroll", "role": "region", "tabindex": 0, "aria-label": label}, inside)
 
 
 # ---- the page
+
+STAGE_HEADS = ("stage", "#processes", "#per second", "ten minutes", "#ms each", "#done", "#parked", "idle because")
+QUEUE_HEADS = ("queue", "#waiting", "#in hand", "ten minutes", "#delayed", "#parked", "#in per s", "#out per s", "#oldest s")
+NODE_HEADS = ("node", "role", "address", "#slots", "#cores", "#GB", "system", "tags")
 
 
 def view_of(snapshot: Snapshot) -> Html:
@@ -110,18 +118,20 @@ def view_of(snapshot: Snapshot) -> Html:
         return element("div", {"id": "view", "data-title": "p2pcluster"}, trouble or element("p", {}, "asking the cluster"))
     alarms = len(status["alarms"])
     title = f"{f'({alarms}) ' if alarms else ''}{status['cluster']['name']} - p2pcluster"
+    attributes = {"id": "view", "data-title": title, "class": "stale" if snapshot.trouble else None}
     return element(
-        "div", {"id": "view", "data-title": title, "class": "stale" if snapshot.trouble else None}, trouble, _cluster(status), _alarms(status["alarms"]),
+        "div", attributes, trouble, _cluster(status), _alarms(status["alarms"]),
         *(_pipeline(snapshot, status, pipeline) for pipeline in status["pipelines"]),
         *(() if status["pipelines"] else [element("p", {}, "No pipeline is deployed.")]),
         _nodes(status["nodes"]), _parked(status, snapshot.parked))
 
 
-def _cluster(status: Mapping[str, Any]) -> Html:
+def _cluster(status: Record) -> Html:
     cluster, leader = status["cluster"], status["leader"]
     facts = (("cluster", cluster["name"]), ("led by", leader["name"]), ("at", leader["address"]), ("term", cluster["term"]),
              ("entry", _count(cluster["commit_index"])))
-    return element("dl", {"class": "facts"}, *(element("div", {}, element("dt", {}, name), element("dd", {}, str(value))) for name, value in facts))
+    pairs = (element("div", {}, element("dt", {}, name), element("dd", {}, str(value))) for name, value in facts)
+    return element("dl", {"class": "facts"}, *pairs)
 
 
 def _alarms(alarms: Sequence[str]) -> Html:
@@ -131,7 +141,7 @@ def _alarms(alarms: Sequence[str]) -> Html:
                    element("ul", {}, *(element("li", {}, alarm) for alarm in alarms)))
 
 
-def _pipeline(snapshot: Snapshot, status: Mapping[str, Any], pipeline: Mapping[str, Any]) -> Html:
+def _pipeline(snapshot: Snapshot, status: Record, pipeline: Record) -> Html:
     name = pipeline["name"]
     stages = [stage for stage in status["stages"] if stage["pipeline"] == name]
     queues = [queue for queue in status["queues"] if queue["pipeline"] == name]
@@ -142,45 +152,45 @@ def _pipeline(snapshot: Snapshot, status: Mapping[str, Any], pipeline: Mapping[s
     lines = snapshot.lines or {}
     state = element("span", {"class": f"state {pipeline['state']}"}, f"run {pipeline['run']} {pipeline['state']}")
     head = element("h2", {}, name, " ", state, " ", element("span", {"class": "version"}, f"version {pipeline['version'][:8]}"))
-    drawn = [_scrolled(graph(manifest, stages, queues, down), name, "down" if down else "across") for down in (False, True)] if manifest else []
+    ways = (("across", False), ("down", True)) if manifest else ()
+    drawn = [_scrolled(graph(manifest, stages, queues, down), name, way) for way, down in ways if manifest]
     return element(
         "section", {}, head, *drawn,
-        table(f"stages of {name}", ["stage", "#processes", "#per second", "ten minutes", "#ms each", "#done", "#parked", "idle because"],
-              (_stage_row(stage, lines) for stage in stages)),
-        table(f"queues of {name}", ["queue", "#waiting", "#in hand", "ten minutes", "#delayed", "#parked", "#in per s", "#out per s", "#oldest s"],
-              (_queue_row(queue, lines) for queue in queues)))
+        table(f"stages of {name}", STAGE_HEADS, (_stage_row(stage, lines) for stage in stages)),
+        table(f"queues of {name}", QUEUE_HEADS, (_queue_row(queue, lines) for queue in queues)))
 
 
 def _scrolled(drawn: Html, name: str, way: str) -> Html:
     return element("div", {"class": f"scroll graph {way}", "role": "region", "tabindex": 0, "aria-label": f"graph of {name}"}, drawn)
 
 
-def _stage_row(stage: Mapping[str, Any], lines: Mapping[tuple[str, str, str], Values]) -> list[str]:
+def _stage_row(stage: Record, lines: Lines) -> list[str]:
     service = "" if stage["service_ms"] is None else f"{stage['service_ms']:.3g}"
-    return [stage["name"], str(stage["processes"]), _rate(stage["rate_per_s"]), sparkline(lines.get(("stage", stage["pipeline"], stage["name"]), ())),
-            service, _count(stage["done"]), _parked_count(stage["parked"]), stage["idle_because"] or ""]
+    line = sparkline(lines.get(("stage", stage["pipeline"], stage["name"]), ()))
+    return [stage["name"], str(stage["processes"]), _rate(stage["rate_per_s"]), line, service, _count(stage["done"]),
+            _parked_count(stage["parked"]), stage["idle_because"] or ""]
 
 
-def _queue_row(queue: Mapping[str, Any], lines: Mapping[tuple[str, str, str], Values]) -> list[str]:
-    return [queue["name"], _count(queue["ready"]), _count(queue["leased"]), sparkline(lines.get(("queue", queue["pipeline"], queue["name"]), ())),
-            _count(queue["delayed"]), _parked_count(queue["parked"]), _rate(queue["rate_in_per_s"]), _rate(queue["rate_out_per_s"]),
+def _queue_row(queue: Record, lines: Lines) -> list[str]:
+    line = sparkline(lines.get(("queue", queue["pipeline"], queue["name"]), ()))
+    return [queue["name"], _count(queue["ready"]), _count(queue["leased"]), line, _count(queue["delayed"]),
+            _parked_count(queue["parked"]), _rate(queue["rate_in_per_s"]), _rate(queue["rate_out_per_s"]),
             "" if queue["oldest_s"] is None else f"{queue['oldest_s']:.0f}"]
 
 
-def _nodes(nodes: Sequence[Mapping[str, Any]]) -> Html:
-    rows = ([node["name"], element("span", {"class": f"role {node['role']}"}, node["role"]), str(node["address"]), str(node["slots"]), *_machine(node["facts"])]
-            for node in nodes)
-    return element("section", {}, element("h2", {}, "Nodes"),
-                   table("nodes", ["node", "role", "address", "#slots", "#cores", "#GB", "system", "tags"], rows))
+def _nodes(nodes: Sequence[Record]) -> Html:
+    return element("section", {}, element("h2", {}, "Nodes"), table("nodes", NODE_HEADS, map(_node_row, nodes)))
 
 
-def _machine(facts: Mapping[str, Any]) -> list[str]:
+def _node_row(node: Record) -> list[str]:
+    facts = node["facts"]
     memory = facts.get("memory_gb")
-    return [str(facts.get("cores", "")), "" if memory is None else str(memory), f"{facts.get('os', '')} python {facts.get('python', '')}",
+    return [node["name"], element("span", {"class": f"role {node['role']}"}, node["role"]), str(node["address"]), str(node["slots"]),
+            str(facts.get("cores", "")), "" if memory is None else str(memory), f"{facts.get('os', '')} python {facts.get('python', '')}",
             ", ".join(map(str, facts.get("tags", ())))]
 
 
-def _parked(status: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> Html:
+def _parked(status: Record, items: Sequence[Record]) -> Html:
     count = sum(queue["parked"] for queue in status["queues"])
     if not count:
         return Html()
@@ -190,7 +200,7 @@ def _parked(status: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> Ht
     return element("section", {}, element("h2", {}, f"Parked items: {_count(count)}"), *map(_parked_item, shown), *rest)
 
 
-def _parked_item(item: Mapping[str, Any]) -> Html:
+def _parked_item(item: Record) -> Html:
     error = item["error"]
     head = element("summary", {}, element("b", {}, item["id"]), " ", str(error.get("text", "")))
     where = f"parked after {item['deliveries']} deliveries, in run {item['run']}, on node {error.get('node')}"
@@ -222,7 +232,7 @@ class _Box(NamedTuple):
     height: float
 
 
-def graph(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], queues: Sequence[Mapping[str, Any]], down: bool = False) -> Html:
+def graph(manifest: Record, stages: Sequence[Record], queues: Sequence[Record], down: bool = False) -> Html:
     """A pipeline as SVG, from left to right, or from top to bottom for narrow windows; stages are boxes, queues pills with their depth."""
     edges = list(_edges(manifest))
     boxes, width, height = _placed(manifest, edges, down)
@@ -231,16 +241,31 @@ def graph(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], queu
     kinds = {stage["name"]: stage["kind"] for stage in manifest["stages"]}
     drawn = [_edge(boxes[a], boxes[b], label, is_back, down) for a, b, label, is_back in edges]
     for key, box in boxes.items():
-        drawn.append(_stage_box(box, kinds[box.name], counts.get(key)) if box.kind == "stage" else _queue_pill(box, records[key], counts.get(key)))
-    return element("svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}",
-                           "role": "img", "aria-label": "stages and queues; the tables below say the same"}, *drawn)
+        told = counts.get(key)
+        drawn.append(_stage_box(box, kinds[box.name], told) if box.kind == "stage" else _queue_pill(box, records[key], told))
+    attributes = {"xmlns": "http://www.w3.org/2000/svg", "aria-label": "stages and queues; the tables below say the same"}
+    return _svg(width, height, attributes, *drawn)
+
+
+def _svg(width: float, height: float, attributes: Mapping[str, object], *children: Html) -> Html:
+    size = {"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}"}
+    return element("svg", {**attributes, **size, "role": "img"}, *children)
+
+
+def _text(kind: str, x: float, y: float, text: str) -> Html:
+    return element("text", {"class": kind, "x": f"{x:g}", "y": f"{y:g}"}, text)
+
+
+def _rect(kind: str | None, x: float, y: float, width: float, height: float, radius: float) -> Html:
+    size = {"width": f"{width:.4g}", "height": f"{height:g}", "rx": f"{radius:g}"}
+    return element("rect", {"class": kind, "x": f"{x:g}", "y": f"{y:g}", **size})
 
 
 _Key = tuple[str, str]
 _Edge = tuple[_Key, _Key, str | None, bool]
 
 
-def _edges(manifest: Mapping[str, Any]) -> Iterator[_Edge]:
+def _edges(manifest: Record) -> Iterator[_Edge]:
     back = {tuple(edge) for edge in manifest["back_edges"]}
     for stage in manifest["stages"]:
         if stage["reads"]:
@@ -250,7 +275,7 @@ def _edges(manifest: Mapping[str, Any]) -> Iterator[_Edge]:
                 yield ("stage", stage["name"]), ("queue", queue), port["label"], (stage["name"], queue) in back
 
 
-def _placed(manifest: Mapping[str, Any], edges: Sequence[_Edge], down: bool) -> tuple[dict[_Key, _Box], float, float]:
+def _placed(manifest: Record, edges: Sequence[_Edge], down: bool) -> tuple[dict[_Key, _Box], float, float]:
     """Where each stage and queue lies, and how large the drawing is."""
     ranks = _ranks(manifest)
     columns = [list(group) for _, group in groupby(sorted(ranks, key=ranks.__getitem__), key=ranks.__getitem__)]
@@ -281,7 +306,7 @@ def _placed(manifest: Mapping[str, Any], edges: Sequence[_Edge], down: bool) -> 
     return boxes, size[along], size[across]
 
 
-def _ranks(manifest: Mapping[str, Any]) -> dict[_Key, int]:
+def _ranks(manifest: Record) -> dict[_Key, int]:
     """How far from an input each stage and queue stands, edges that go back left out."""
     back = {tuple(edge) for edge in manifest["back_edges"]}
     ranks: dict[_Key, int] = {}
@@ -317,7 +342,7 @@ def _edge(a: _Box, b: _Box, label: str | None, is_back: bool, down: bool) -> Htm
     drawn = element("path", {"class": "edge", "d": f"M{x:g},{y:g} C{bend} {u:g},{v:g}"})
     if label is None:
         return drawn
-    return joined([drawn, element("text", {"class": "label port", "x": f"{end[0]:g}", "y": f"{end[1]:g}"}, _short(label, LABEL_CHARS))])
+    return joined([drawn, _text("label port", *end, _short(label, LABEL_CHARS))])
 
 
 def _way_back(a: _Box, b: _Box, down: bool) -> str:
@@ -330,19 +355,18 @@ def _way_back(a: _Box, b: _Box, down: bool) -> str:
     return f"M{x:g},{y:g} C{x:g},{y + far:g} {u:g},{v + far:g} {u:g},{v:g}"
 
 
-def _stage_box(box: _Box, kind: str, stage: Mapping[str, Any] | None) -> Html:
+def _stage_box(box: _Box, kind: str, stage: Record | None) -> Html:
     left, top = box.x - box.width / 2, box.y - box.height / 2
     works = stage is not None and stage["processes"] and not stage["idle_because"]
     told = "" if stage is None else f"{stage['processes']} × · {_rate(stage['rate_per_s'])}/s"
     why = "" if stage is None or not stage["idle_because"] else f": {stage['idle_because']}"
     return element(
         "g", {"class": f"stage {kind}{' works' if works else ''}"}, element("title", {}, f"{kind} {box.name}{why}"),
-        element("rect", {"x": f"{left:g}", "y": f"{top:g}", "width": box.width, "height": box.height, "rx": 16 if kind != "stage" else 7}),
-        element("text", {"class": "name", "x": f"{box.x:g}", "y": f"{box.y - 4:g}"}, _short(box.name, NAME_CHARS)),
-        element("text", {"class": "told", "x": f"{box.x:g}", "y": f"{box.y + 15:g}"}, told))
+        _rect(None, left, top, box.width, box.height, 7 if kind == "stage" else 16),
+        _text("name", box.x, box.y - 4, _short(box.name, NAME_CHARS)), _text("told", box.x, box.y + 15, told))
 
 
-def _queue_pill(box: _Box, record: Mapping[str, Any], queue: Mapping[str, Any] | None) -> Html:
+def _queue_pill(box: _Box, record: Record, queue: Record | None) -> Html:
     left, top = box.x - box.width / 2, box.y - box.height / 2
     depth = 0 if queue is None else _depth(queue)
     full = min(1.0, depth / record["maxsize"]) if record["maxsize"] else 0.0
@@ -350,15 +374,15 @@ def _queue_pill(box: _Box, record: Mapping[str, Any], queue: Mapping[str, Any] |
     title = f"queue {box.name}: {depth:,} items" + (f" of at most {record['maxsize']:,}" if record["maxsize"] else "")
     parts = [
         element("title", {}, title),
-        element("rect", {"x": f"{left:g}", "y": f"{top:g}", "width": box.width, "height": box.height, "rx": box.height / 2}),
-        element("rect", {"class": "fill", "x": f"{left + MARGIN:g}", "y": f"{top + box.height - 6:g}", "width": f"{room * full:.1f}", "height": 2}),
-        element("text", {"class": "depth", "x": f"{box.x:g}", "y": f"{box.y + 4:g}"}, _brief(depth)),
+        _rect(None, left, top, box.width, box.height, box.height / 2),
+        _rect("fill", left + MARGIN, top + box.height - 6, room * full, 2, 1),
+        _text("depth", box.x, box.y + 4, _brief(depth)),
     ]
     if record["read_by"] != box.name:
         label = "results" if record["results"] else box.name
-        parts.append(element("text", {"class": "label", "x": f"{box.x:g}", "y": f"{top - 5:g}"}, _short(label, LABEL_CHARS)))
+        parts.append(_text("label", box.x, top - 5, _short(label, LABEL_CHARS)))
     if queue is not None and queue["parked"]:
-        parts.append(element("text", {"class": "parked", "x": f"{box.x:g}", "y": f"{top + box.height + 13:g}"}, f"{_brief(queue['parked'])} parked"))
+        parts.append(_text("parked", box.x, top + box.height + 13, f"{_brief(queue['parked'])} parked"))
     return element("g", {"class": "queue holds" if depth else "queue"}, *parts)
 
 
@@ -369,25 +393,24 @@ SPARK_SIZE = (120, 22)
 def sparkline(values: Values) -> Html:
     """Ten minutes as a small line, with gaps where nobody looked."""
     width, height = SPARK_SIZE
+    step = width / max(1, len(values) - 1)
     top = max((value for value in values if value is not None), default=0.0) or 1.0
-    points = [(width * at / max(1, len(values) - 1), None if value is None else height - 1 - (height - 3) * value / top) for at, value in enumerate(values)]
-    drawn = []
-    for is_gap, group in groupby(points, key=lambda point: point[1] is None):
+    drawn = [element("path", {"class": "base", "d": f"M0,{height - .5}H{width}"})]
+    for is_gap, group in groupby(enumerate(values), key=lambda point: point[1] is None):
         if not is_gap:
-            run = [f"{x:.1f},{y:.1f}" for x, y in group]
+            run = [f"{at * step:.1f},{height - 1 - (height - 3) * (value or 0.0) / top:.1f}" for at, value in group]
             first, last = (point.partition(",")[0] for point in (run[0], run[-1]))
             drawn.append(element("path", {"class": "area", "d": f"M{first},{height} L{' '.join(run)} {last},{height}Z"}))
             drawn.append(element("path", {"class": "line", "d": f"M{' '.join(run)}{' h.1' if len(run) == 1 else ''}"}))
     known = [value for value in values if value is not None]
     label = f"at most {max(known):,.0f} in ten minutes" if known else "nothing is known yet"
-    return element("svg", {"class": "spark", "viewBox": f"0 0 {width} {height}", "width": width, "height": height, "role": "img", "aria-label": label},
-                   element("title", {}, label), element("path", {"class": "base", "d": f"M0,{height - .5}H{width}"}), *drawn)
+    return _svg(width, height, {"class": "spark", "aria-label": label}, element("title", {}, label), *drawn)
 
 
 # ---- numbers and names
 
 
-def _depth(queue: Mapping[str, Any]) -> int:
+def _depth(queue: Record) -> int:
     return int(queue["ready"] + queue["leased"] + queue["delayed"])
 
 
@@ -427,7 +450,7 @@ class _Metric(NamedTuple):
     samples: list[tuple[dict[str, str], float]]
 
 
-def metrics(status: Mapping[str, Any] | None) -> str:
+def metrics(status: Record | None) -> str:
     """The Prometheus text format. Labels are names that somebody deployed or gave a machine, never ids of items or texts of errors."""
     found = [_Metric("up", "gauge", "Whether the cluster could be asked.", [({}, 0 if status is None else 1)])]
     if status is not None:
@@ -437,13 +460,14 @@ def metrics(status: Mapping[str, Any] | None) -> str:
     return "".join(line + "\n" for metric in found if metric.samples for line in _metric_lines(metric))
 
 
-def _cluster_metrics(status: Mapping[str, Any]) -> list[_Metric]:
+def _cluster_metrics(status: Record) -> list[_Metric]:
     nodes, pipelines = status["nodes"], status["pipelines"]
     return [
         _Metric("term", "gauge", "The term of the leader.", [({}, status["cluster"]["term"])]),
         _Metric("commit_index", "gauge", "The last entry that is committed.", [({}, status["cluster"]["commit_index"])]),
         _Metric("alarms", "gauge", "Alarms that hold now.", [({}, len(status["alarms"]))]),
-        _Metric("nodes", "gauge", "Nodes that are here, by role.", [({"role": role}, sum(n["role"] == role for n in nodes)) for role in ROLES]),
+        _Metric("nodes", "gauge", "Nodes that are here, by role.",
+                [({"role": role}, sum(node["role"] == role for node in nodes)) for role in ROLES]),
         _Metric("node_slots", "gauge", "Slots of a node.", [({"node": node["name"], "id": node["id"]}, node["slots"]) for node in nodes]),
         _Metric("pipeline_run", "gauge", "The number of the run.", [({"pipeline": one["name"]}, one["run"]) for one in pipelines]),
         _Metric("pipeline_running", "gauge", "Whether the run is under way.",
@@ -451,7 +475,7 @@ def _cluster_metrics(status: Mapping[str, Any]) -> list[_Metric]:
     ]
 
 
-def _stage_metrics(stages: Sequence[Mapping[str, Any]]) -> list[_Metric]:
+def _stage_metrics(stages: Sequence[Record]) -> list[_Metric]:
     named = [({"pipeline": stage["pipeline"], "stage": stage["name"]}, stage) for stage in stages]
     return [
         _Metric("stage_processes", "gauge", "Processes of a stage.", [(labels, stage["processes"]) for labels, stage in named]),
@@ -462,11 +486,11 @@ def _stage_metrics(stages: Sequence[Mapping[str, Any]]) -> list[_Metric]:
     ]
 
 
-def _queue_metrics(queues: Sequence[Mapping[str, Any]]) -> list[_Metric]:
+def _queue_metrics(queues: Sequence[Record]) -> list[_Metric]:
     named = [({"pipeline": queue["pipeline"], "queue": queue["name"]}, queue) for queue in queues]
     return [
         _Metric("queue_items", "gauge", "Items of a queue, by state.",
-                [({**labels, "state": state}, queue[state]) for labels, queue in named for state in ("ready", "leased", "delayed", "parked")]),
+                [({**labels, "state": state}, queue[state]) for labels, queue in named for state in ITEM_STATES]),
         _Metric("queue_oldest_seconds", "gauge", "Age of the oldest open item.",
                 [(labels, queue["oldest_s"]) for labels, queue in named if queue["oldest_s"] is not None]),
     ]

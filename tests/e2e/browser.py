@@ -8,15 +8,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-dev-shm-usage", "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-dev-shm-usage", "--disable-extensions",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+
+PLACE = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 
 
 def found() -> str | None:
@@ -89,14 +93,10 @@ def tab(path: str, folder: Path) -> Iterator[Tab]:
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs_in, theirs_out)]  # out of the way of 3 and 4, by which it is spoken to
-
-    def place() -> None:
-        os.dup2(high[0], 3)
-        os.dup2(high[1], 4)
-
     as_root = ["--no-sandbox"] if os.getuid() == 0 else []
-    browser = subprocess.Popen([path, *FLAGS, *as_root, f"--user-data-dir={folder}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "HOME": str(folder)}, preexec_fn=place, pass_fds=(3, 4))
+    command = [sys.executable, "-c", PLACE, *map(str, high), path, *FLAGS, *as_root, f"--user-data-dir={folder}"]
+    browser = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=high,
+                               env={**os.environ, "HOME": str(folder)})
     for fd in (theirs_in, theirs_out, *high):
         os.close(fd)
     try:

@@ -51,27 +51,31 @@ def squares() -> dict[str, Any]:
 
 
 def stage_of(name: str = "Square", **fields: Any) -> dict[str, Any]:
-    return {"pipeline": "squares", "name": name, "processes": 2, "done": 1234, "parked": 0, "rate_per_s": 120.5, "service_ms": 8.25, "idle_because": None,
-            **fields}
+    return {"pipeline": "squares", "name": name, "processes": 2, "done": 1234, "parked": 0, "rate_per_s": 120.5, "service_ms": 8.25,
+            "idle_because": None, **fields}
 
 
 def queue_of(name: str = "Square", **fields: Any) -> dict[str, Any]:
-    return {"pipeline": "squares", "name": name, "ready": 5, "leased": 2, "delayed": 0, "parked": 0, "rate_in_per_s": 1.0, "rate_out_per_s": 1.0,
-            "oldest_s": 2.5, **fields}
+    return {"pipeline": "squares", "name": name, "ready": 5, "leased": 2, "delayed": 0, "parked": 0, "rate_in_per_s": 1.0,
+            "rate_out_per_s": 1.0, "oldest_s": 2.5, **fields}
 
 
 def node_of(name: str = "ann", **fields: Any) -> dict[str, Any]:
     facts = {"cores": 4, "memory_gb": 16.0, "name": name, "os": "linux", "python": "3.12.1", "tags": ["gpu"]}
-    return {"id": f"id of {name}", "name": name, "role": "leader", "address": "10.0.0.7:47400", "alive": True, "slots": 4, "facts": facts, **fields}
+    return {"id": f"id of {name}", "name": name, "role": "leader", "address": "10.0.0.7:47400", "alive": True, "slots": 4, "facts": facts,
+            **fields}
 
 
 def status_of(**fields: Any) -> dict[str, Any]:
     return {
-        "cluster": {"id": "c", "name": "default", "term": 3, "commit_index": 99}, "leader": {"id": "n", "name": "ann", "address": "10.0.0.7:47400"},
+        "cluster": {"id": "c", "name": "default", "term": 3, "commit_index": 99},
+        "leader": {"id": "n", "name": "ann", "address": "10.0.0.7:47400"},
         "nodes": [node_of()],
         "pipelines": [{"name": "squares", "version": "0123456789", "origin": {}, "run": 1, "state": "running"}],
-        "stages": [stage_of("Generate", service_ms=None), stage_of(), stage_of("Print", processes=0, idle_because="its queue is empty"), stage_of("Sum")],
-        "queues": [queue_of(), queue_of("Print", ready=0, leased=0, oldest_s=None), queue_of("Sum"), queue_of("Sum.results", ready=40, leased=0)],
+        "stages": [stage_of("Generate", service_ms=None), stage_of(), stage_of("Print", processes=0, idle_because="its queue is empty"),
+                   stage_of("Sum")],
+        "queues": [queue_of(), queue_of("Print", ready=0, leased=0, oldest_s=None), queue_of("Sum"),
+                   queue_of("Sum.results", ready=40, leased=0)],
         "alarms": [], **fields,
     }
 
@@ -114,18 +118,20 @@ def hostile_snapshot(text: str) -> Snapshot:
         stages=[stage_of(text, pipeline=text, idle_because=text)], queues=[queue_of(text, pipeline=text, parked=1)],
     )
     queue = {"name": text, "maxsize": 10, "read_by": text, "fed_by": [], "results": False}
-    manifest = {"stages": [{"name": text, "kind": "stage", "reads": text, "ports": [{"label": text, "queues": [f"{text}'"]}]}], "back_edges": [],
-                "queues": [queue, {**queue, "name": f"{text}'", "read_by": None, "fed_by": [text]}], "order": [text]}
+    queues = [queue, {**queue, "name": f"{text}'", "read_by": None, "fed_by": [text]}]
+    stages = [{"name": text, "kind": "stage", "reads": text, "ports": [{"label": text, "queues": [f"{text}'"]}]}]
+    manifest = {"stages": stages, "queues": queues, "back_edges": [], "order": [text]}
     error = {"text": text, "node": text, "traceback": text, "stderr": [text]}
-    return Snapshot(status, {text: manifest}, [{"id": text, "queue": text, "run": 1, "deliveries": 4, "at_ms": 0, "error": error}], {}, text)
+    parked = [{"id": text, "queue": text, "run": 1, "deliveries": 4, "at_ms": 0, "error": error}]
+    return Snapshot(status, {text: manifest}, parked, {}, text)
 
 
 # ---- markup
 
 
 ELEMENTS = {
-    "b", "dd", "details", "div", "dl", "dt", "g", "h2", "li", "p", "path", "pre", "rect", "section", "span", "summary", "svg", "table", "tbody", "td", "text",
-    "th", "thead", "title", "tr", "ul",
+    "b", "dd", "details", "div", "dl", "dt", "g", "h2", "li", "p", "path", "pre", "rect", "section", "span", "summary", "svg", "table",
+    "tbody", "td", "text", "th", "thead", "title", "tr", "ul",
 }
 
 
@@ -167,9 +173,9 @@ def test_numbers_names_and_reasons_are_shown() -> None:
     parked = [{"id": "squares/Square:7", "queue": "squares/Square", "run": 1, "deliveries": 4, "at_ms": 0, "error": error}]
     status = status_of(alarms=["the disk is full"], queues=[queue_of(parked=3, ready=12_345)])
     shown = words(view_of(Snapshot(status, {"squares": squares()}, parked)))
-    for text in ("default", "10.0.0.7:47400", "run 1 running", "version 01234567", "Generate", "2 × · 120/s", "12,347", "its queue is empty", "the disk is full",
-                 "leader", "gpu", "linux python 3.12.1", "Parked items: 3", "squares/Square:7", "ValueError: no", "Traceback: line 1", "said before",
-                 "on node bob", "2 more: python -m p2pcluster parked list"):
+    for text in ("default", "10.0.0.7:47400", "run 1 running", "version 01234567", "Generate", "2 × · 120/s", "12,347",
+                 "its queue is empty", "the disk is full", "leader", "gpu", "linux python 3.12.1", "Parked items: 3", "squares/Square:7",
+                 "ValueError: no", "Traceback: line 1", "said before", "on node bob", "2 more: python -m p2pcluster parked list"):
         assert text in shown, text
 
 
@@ -217,7 +223,9 @@ def test_every_stage_and_queue_has_a_place_of_its_own(name: str, down: bool) -> 
         for u, v, w2, h2 in places[at + 1 :]:
             assert u >= x + w or x >= u + w2 or v >= y + h or y >= v + h2, "boxes keep apart"
     edges = [path.get("class") for path in drawing.iter("{http://www.w3.org/2000/svg}path")]
-    assert len(edges) == sum(1 for one in manifest["stages"] if one["reads"]) + sum(len(p["queues"]) for s in manifest["stages"] for p in s["ports"])
+    stages = manifest["stages"]
+    outputs = sum(len(port["queues"]) for one in stages for port in one["ports"])
+    assert len(edges) == sum(one["reads"] is not None for one in stages) + outputs
     assert edges.count("edge back") == len(manifest["back_edges"])
 
 
@@ -231,9 +239,11 @@ def test_items_run_one_way(down: bool) -> None:
 
 def picture() -> str:
     """The README's: a graph with the page's own style."""
-    stages = [stage_of("Generate", processes=1, rate_per_s=412.0, idle_because="queue squares/Square is full"), stage_of("Square", processes=4, rate_per_s=408.0),
+    stages = [stage_of("Generate", processes=1, rate_per_s=412.0, idle_because="queue squares/Square is full"),
+              stage_of("Square", processes=4, rate_per_s=408.0),
               stage_of("Print", processes=1, rate_per_s=204.0), stage_of("Sum", processes=1, rate_per_s=204.0)]
-    queues = [queue_of(ready=8421, parked=3), queue_of("Print", ready=12), queue_of("Sum", ready=0, leased=0), queue_of("Sum.results", ready=20_512)]
+    queues = [queue_of(ready=8421, parked=3), queue_of("Print", ready=12), queue_of("Sum", ready=0, leased=0),
+              queue_of("Sum.results", ready=20_512)]
     style = re.search(r"<style>.*?</style>", (Path(page.__file__).parent / "page.html").read_text("utf-8"), flags=re.DOTALL)
     assert style is not None
     drawn = graph(squares(), stages, queues).replace("<svg ", '<svg class="graph across" ', 1)
@@ -417,9 +427,10 @@ def test_trouble_is_told_beside_what_was_known_and_forgotten_when_it_is_over() -
 
 
 @pytest.mark.parametrize(("hosts", "is_own"), [
-    (["127.0.0.1:8000"], True), (["localhost:9000"], True), (["LOCALHOST"], True), (["[::1]:8000"], True), (["10.1.2.3"], True), (["lab:8000"], True),
-    (["evil.example:8000"], False), (["127.0.0.1.evil.example"], False), (["localhost.evil.example"], False), (["127.0.0.1:8000@evil.example"], False),
-    (["[evil.example]"], False), ([""], False), ([], False), (["localhost", "evil.example"], False), (["localhost:8000:1"], False), (["2130706433"], False),
+    (["127.0.0.1:8000"], True), (["localhost:9000"], True), (["LOCALHOST"], True), (["[::1]:8000"], True), (["10.1.2.3"], True),
+    (["lab:8000"], True), (["evil.example:8000"], False), (["127.0.0.1.evil.example"], False), (["localhost.evil.example"], False),
+    (["127.0.0.1:8000@evil.example"], False), (["[evil.example]"], False), ([""], False), ([], False),
+    (["localhost", "evil.example"], False), (["localhost:8000:1"], False), (["2130706433"], False),
 ])
 def test_a_request_must_be_meant_for_this_page(hosts: list[str], is_own: bool) -> None:
     assert page.is_own_host(hosts, {"localhost", "lab"}) is is_own

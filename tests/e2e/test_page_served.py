@@ -163,7 +163,8 @@ def test_a_page_shows_what_changes_and_is_for_reading_only(site: Site) -> None:
 def _misuse(where: str) -> None:
     """Noise, half a request, and more connections than there are seats."""
     host, port = where.split(":")
-    for noise in (os.urandom(4096), b"GET / HTTP/1.1\r\nHost: " + b"x" * 70_000, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n"):
+    left_early = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for noise in (os.urandom(4096), b"GET / HTTP/1.1\r\nHost: " + b"x" * 70_000, left_early, b"\r\n"):
         with socket.create_connection((host, int(port)), timeout=10) as link:
             link.sendall(noise)
     crowd = [socket.create_connection((host, int(port)), timeout=10) for _ in range(80)]
@@ -182,7 +183,8 @@ def _answers(where: str) -> bool:
 def test_every_node_serves_it_and_what_it_counts_survives_a_change_of_leader(site: Site) -> None:
     empty = site.folder / "empty"
     empty.mkdir()
-    nodes = {name: site.start("run", cwd=empty, P2PCLUSTER_HOME=str(site.folder / name), P2PCLUSTER_PAGE="0") for name in ("one", "two", "three")}
+    homes = {name: str(site.folder / name) for name in ("one", "two", "three")}
+    nodes = {name: site.start("run", cwd=empty, P2PCLUSTER_HOME=home, P2PCLUSTER_PAGE="0") for name, home in homes.items()}
     pages = {name: page_of(node) for name, node in nodes.items()}
     leader = wait_for(lambda: _leader(pages), "three copies that vote", 60)
     site.home = site.folder / leader
@@ -269,7 +271,7 @@ def test_in_a_browser_it_lives_keeps_what_is_open_and_comes_back(site: Site, tab
     with site.connect("page") as cluster:
         cluster.put_many("in", range(1000))
     _see(tab, "document.querySelector('main').textContent.includes('1,005')", "the depth changes without a reload")
-    assert tab.ask("window.kept === document.querySelector('details') && window.kept.open && document.activeElement === window.kept.firstChild")
+    assert tab.ask("kept === document.querySelector('details') && kept.open && document.activeElement === kept.firstChild")
     with site.connect("page") as cluster:
         cluster.put("bad", 2)
     _see(tab, "document.querySelectorAll('details').length === 2", "a second item is parked")
