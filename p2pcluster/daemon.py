@@ -155,7 +155,7 @@ class Daemon:
         self._clients = Clients(self._selector, self._on_client_message, lambda session: self.node.close_session(session), self._out)
         self._committer = Committer(self.journal, self.wake)
         self._bodies = Bodies(self.journal)
-        self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader, self.neighbours.send,
+        self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader,
                                   self._start_process, self._on_process_exit, self._out)
         self.home.write_address(*self._listener.address, self.options.cluster)
         gc.collect()
@@ -305,7 +305,8 @@ class Daemon:
             if node_id != self.node_id:
                 self._stop_all()
         elif message.kind == "bundle_get":
-            self._projects.on_get(node_id, message)
+            if (part := self._projects.slice_of(message)) is not None:
+                self.neighbours.send(node_id, part)
         elif session in self.node.sessions:
             self.node.step(session, message, self._now_ms())
 
@@ -769,6 +770,11 @@ class Daemon:
             self._clients.send(session_id, Message("reply", {
                 "req": message.fields.get("req", 0), "kind": message.kind, "result": "error", "code": "not_leader",
                 "text": "another node leads" if leader else "no node leads now", "leader": address if leader != self.node_id else None}))
+            return
+        if message.kind == "bundle_get":
+            part = self._projects.slice_of(message)
+            reply = part or Message("reply", {"kind": message.kind, "result": "refused", "code": "unknown_version"})
+            self._clients.send(session_id, reply._replace(fields={**reply.fields, "req": message.fields["req"]}))
             return
         if session_id not in self.node.sessions:
             who = self._clients.identity(session_id)

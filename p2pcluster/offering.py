@@ -23,12 +23,13 @@ Reply = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What was asked on the command line. `project` is None for a pair of hands."""
+    """What was asked on the command line. `project` is None for a pair of hands, which says `without`."""
 
     project: bundle.Project | None = None
     until_done: bool = False
     again: bool = False
     params: dict[str, Any] | None = None
+    without: str = "no project here: this node works for the cluster's pipelines; to bring one, run it where a pipeline.py is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Offering:
         """Pack the project and learn what it holds, from a child process. Raises `ProjectError`, `BundleRejected`."""
         project = self.offer.project
         if project is None:
-            self._out("no project here: this node works for the cluster's pipelines; to bring one, run it where a pipeline.py is")
+            self._out(self.offer.without)
             return
         self._packed = pack_project(project)
         for note in self._packed.notes:

@@ -20,13 +20,12 @@ class Projects:
     """The folder of each version that is needed here. `start` is called once a process's project is here."""
 
     def __init__(self, folder: Path, journal: Journal, parts_of: Callable[[str], list[BundlePart] | None], to_leader: Callable[[Message], None],
-                 to_node: Callable[[str, Message], bool], start: Callable[[Start, Path], None],
+                 start: Callable[[Start, Path], None],
                  on_failure: Callable[[int, str, int, list[str]], None], on_note: Callable[[str], None]) -> None:
         self._folder = folder
         self._journal = journal
         self._parts_of = parts_of
         self._to_leader = to_leader
-        self._to_node = to_node
         self._start = start
         self._on_failure = on_failure
         self._on_note = on_note
@@ -74,13 +73,14 @@ class Projects:
                 return True
         return False
 
-    def on_get(self, node_id: str, message: Message) -> None:
-        """For the leader: a node asks for a part."""
+    def slice_of(self, message: Message) -> Message | None:
+        """For the leader: the part that a node or a client asks for; None where there is none."""
         version, number = message.fields["version"], message.fields["part"]
         parts = self._parts_of(version)
-        if parts is not None and number < len(parts):
-            body = self._journal.read_bundle_part(version, number, parts[number])
-            self._to_node(node_id, Message("bundle_slice", {"version": version, "part": number, "parts": len(parts)}, (body,)))
+        if parts is None or number >= len(parts):
+            return None
+        return Message("bundle_slice", {"version": version, "part": number, "parts": len(parts)},
+                       (self._journal.read_bundle_part(version, number, parts[number]),))
 
     def on_slice(self, message: Message) -> None:
         """A part has come: ask for the next, or begin. A bundle that was changed on its way is refused and fetched again."""

@@ -39,7 +39,7 @@ LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
 _NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
-_CLIENT_COMMANDS = frozenset({"put", "done", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"})
+_CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"})
 
 
 LOCAL_SESSION = "local"  # of the machine's own executor, whose messages are not looked at twice

@@ -41,7 +41,7 @@ def _commands(sender: str, *kinds: str) -> dict[str, Spec]:
 
 
 CLIENT: dict[str, Spec] = {
-    **_commands("client", "put", "done", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"),
+    **_commands("client", "put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"),
     "take": Spec("client", {"queue": _TEXT, "count": _NUMBER}),
     "read": Spec("client", {"queue": _TEXT, "after": _NUMBER, "count": _NUMBER}),
     "value": Spec("client", {"queue": _TEXT, "id": _NUMBER}),
@@ -51,6 +51,8 @@ CLIENT: dict[str, Spec] = {
     "wait": Spec("client", {"pipeline": _TEXT}),
     "stop": Spec("client", {}),
     "leave": Spec("client", {}),
+    "bundle_get": Spec("client", {"version": _TEXT, "part": _NUMBER}),
+    "bundle_slice": Spec("node", {"req": _NUMBER, "version": _TEXT, "part": _NUMBER, "parts": _NUMBER}),
     "members": Spec("node", {"addresses": (list,)}),
     "reply": Spec("node", {"req": _NUMBER, "kind": _TEXT, "result": _TEXT}),
     "grant": Spec("node", {"req": _NUMBER, "queue": _TEXT, "fence": (list,), "deliveries": (dict,), "pieces": (list,)}),

@@ -28,7 +28,7 @@ class Machine:
         self.started: list[Path] = []
         self.failed: list[str] = []
         self.notes: list[str] = []
-        self.projects = Projects(folder / "bundles", cast(Any, None), lambda version: None, self._ask, lambda node, message: True,
+        self.projects = Projects(folder / "bundles", cast(Any, None), lambda version: None, self._ask,
                                  lambda action, at: self.started.append(at), lambda key, how, running, stderr: self.failed.append(how),
                                  self.notes.append)
 

@@ -1,0 +1,52 @@
+"""The decorators of the older API: a decorated function that is called with queues runs the loop, and with anything else is the function itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from p2pcluster.classic import loops
+from p2pcluster.classic.queues import RawQueue
+from p2pcluster.core import stages
+from p2pcluster.core.stages import Stage
+
+
+class Looping:
+    """A decorated function. `stage` is what it would be in a pipeline, with the options that it was given."""
+
+    def __init__(self, stage: Stage[..., Any]) -> None:
+        self.stage = stage
+        self.__qualname__ = stage.name
+        functools.update_wrapper(self, stage.function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and not kwargs and all(isinstance(value, RawQueue) for value in args):
+            return loops.run(self.stage, args)
+        return self.stage(*args, **kwargs)
+
+    def __reduce__(self) -> str:
+        """Pickled as the place where it stands, like a function."""
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return repr(self.stage)
+
+
+def _decorator(make: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(decorate, **options)
+        return Looping(make(function, **options))
+
+    return decorate
+
+
+i_wrap = _decorator(stages.source)
+io_wrap = _decorator(stages.stage)
+o_wrap = _decorator(stages.sink)
+
+
+def as_looping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `process` calls with the queues: stages of a pipeline run the loop too."""
+    return Looping(function) if isinstance(function, Stage) else function

@@ -1,0 +1,390 @@
+"""Programs of the older API as they are: scripts with another import line, started, interrupted, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import NodeProcess, Site, children_of, is_alive, wait_for
+
+from p2pcluster.lan import Lan
+
+KEY = "b'a key of sixteen or more characters'"
+
+FUNCTIONS = """
+    from p2pcluster.classic.wrappers import i_wrap, io_wrap, o_wrap
+
+    @i_wrap
+    def Generate():
+        yield from range(1, {count} + 1)
+
+    @io_wrap
+    def Square(x):
+        return x ** 2
+
+    @io_wrap
+    def Subtract1(x):
+        return x - 1
+
+    @o_wrap
+    def Print(x):
+        print("got", x)
+"""
+SERVER = """
+    from p2pcluster.classic import BaseServer
+
+    c = BaseServer(port={port}, authkey={key})
+    c.configure(['gen2sq_q', 'sq2sub_q', 'sub2pr_q'])
+    c.runserver()
+"""
+QUEUES = "[['gen2sq_q'], ['gen2sq_q', 'sq2sub_q'], ['sq2sub_q', 'sub2pr_q'], ['sub2pr_q']]"
+CLIENT = """
+    c = BaseClient(('127.0.0.1', {port}), authkey={key})
+    c.process([Generate, Square, Subtract1, Print], {queues}, [1, 1, 1, 1])
+"""
+
+
+class Programs:
+    """Scripts in folders of one site; all of them use its port."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def write(self, name: str, *parts: str, **values: object) -> Path:
+        """A script made of parts, which may name `port`, `key`, `queues`, `count` and what else is given."""
+        file = self.site.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        known = {"port": self.site.port, "key": KEY, "queues": QUEUES, "count": 40, **values}
+        text = "".join(textwrap.dedent(part) for part in parts)
+        for word, value in known.items():
+            text = text.replace("{" + word + "}", str(value))
+        file.write_text(text)
+        return file
+
+    def start(self, file: Path) -> NodeProcess:
+        return self.site.start(cwd=file.parent, command=[sys.executable, str(file)])
+
+    def server(self, text: str = SERVER, **values: object) -> NodeProcess:
+        return self.start(self.write("server.py", text, **values))
+
+
+def got(*nodes: NodeProcess) -> list[int]:
+    """What Print has printed, sorted."""
+    return sorted(int(line.split()[1]) for node in nodes for line in node.lines if line.startswith("got "))
+
+
+def said(node: NodeProcess, text: str) -> str:
+    """The line for people with this text, once it is there."""
+    return wait_for(lambda: next((line for line in node.errors if text in line), ""), f"a line with {text!r}: {node.errors}")
+
+
+def interrupt(node: NodeProcess) -> None:
+    """Ctrl-C: it ends in order, without a traceback and without leaving a process."""
+    children = list(children_of(node.pid))
+    node.signal(signal.SIGINT)
+    assert node.wait_for_exit() == 130
+    assert "Traceback" not in "\n".join(node.errors), node.errors
+    assert not [pid for pid in children if is_alive(pid)]
+
+
+@pytest.fixture
+def programs(site: Site) -> Iterator[Programs]:
+    site.key_file.unlink()  # nothing here may depend on a key of the command line's
+    yield Programs(site)
+
+
+EXPECTED = [x * x - 1 for x in range(1, 41)]
+
+
+def test_the_program_of_the_readme_of_the_older_package_runs_in_any_order_and_ctrl_c_ends_it(programs: Programs) -> None:
+    """Without a guard, its functions in the script itself, the client before its server."""
+    client = programs.start(programs.write("client.py", "from p2pcluster.classic import BaseClient", FUNCTIONS, CLIENT))
+    said(client, "waiting for the server at 127.0.0.1")
+    server = programs.server()
+    wait_for(lambda: len(got(client)) >= 40, "each number is printed")
+    assert got(client) == EXPECTED, "each once"
+    interrupt(client)
+    assert got(client) == EXPECTED
+    assert server.stop() == 0
+
+
+def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_share_the_work(programs: Programs) -> None:
+    """With a guard, the functions in a module beside the scripts, one client's functions given one by one."""
+    programs.write("functions.py", FUNCTIONS, count=3000)
+    first = "from functions import Generate, Square\nfrom p2pcluster.classic import BaseClient\n"
+    second = "from functions import Subtract1, Print\nfrom p2pcluster.classic import BaseClient\n"
+    guard = """
+    if __name__ == '__main__':
+        c = BaseClient(('127.0.0.1', {port}), authkey={key})
+        c.process({functions})
+    """
+    server = programs.server()
+    printing = programs.start(programs.write("printing.py", second, guard,
+                                             functions="[Subtract1, Print], [['sq2sub_q', 'sub2pr_q'], ['sub2pr_q']], [2, 1]"))
+    making = programs.start(programs.write("making.py", first, guard,
+                                           functions="[Generate, Square], [['gen2sq_q'], ['gen2sq_q', 'sq2sub_q']], [1, 2]"))
+    printing.wait_for_line("got ")
+    server.kill()
+    said(printing, "the server is away, and is waited for")
+    killed_at = len(got(printing))
+    server = programs.server()
+    wait_for(lambda: len(set(got(printing))) >= 3000, "each number is printed")
+    assert killed_at < 3000, "the server was killed in the middle"
+    assert set(got(printing)) == {x * x - 1 for x in range(1, 3001)}
+    interrupt(printing)
+    interrupt(making)
+    server.stop()
+
+
+def test_undecorated_functions_loop_over_raw_queues_and_process_ends_with_them(programs: Programs) -> None:
+    """One function after the other, each for itself; `get` and `put` as of `queue.Queue`; and what nobody got is there for the next start."""
+    programs.server()
+    client = programs.start(programs.write("client.py", """
+        import queue
+        from p2pcluster.classic import BaseClient
+
+        def produce(out):
+            for x in range(5):
+                out.put(x)
+
+        def work(inside, out):
+            while True:
+                try:
+                    out.put(inside.get(timeout=0.2) * 10)
+                    inside.task_done()
+                except queue.Empty:
+                    return
+
+        c = BaseClient(('127.0.0.1', {port}), authkey={key})
+        c.configure(['gen2sq_q', 'sq2sub_q'])
+        assert c.queues['gen2sq_q'].empty() and not c.queues['gen2sq_q'].full()
+        c.process(produce, ['gen2sq_q'], 1)
+        assert c.queues['gen2sq_q'].qsize() == 5
+        c.process(work, ['gen2sq_q', 'sq2sub_q'], 2)
+        c.queues['gen2sq_q'].join()
+        results = c.queues['sq2sub_q']
+        print("got", *sorted(results.get() for _ in range(5)))
+        try:
+            results.get_nowait()
+        except queue.Empty:
+            print("empty")
+        results.put_nowait("for tomorrow")
+        try:
+            c.process(lambda x: x, ['gen2sq_q'], 1)
+        except SystemExit as end:
+            print("refused", end.code)
+        c.queues['no such queue']
+    """))
+    done = client.finished()
+    assert done.out.splitlines() == ["got 0 10 20 30 40", "empty", "refused 2"]
+    assert "client.py" in done.err and "there is no queue 'no such queue'" in done.err  # of a mapping, so it is an error like any other's
+
+
+def test_what_was_there_before_is_told_or_dropped_and_shutdown_never_raises(programs: Programs) -> None:
+    """The server's own queues, before it serves and while it does; `shutdown` before, from another thread, and again."""
+    server = """
+        import threading
+        from p2pcluster.classic import BaseServer
+
+        c = BaseServer(port={port}, authkey={key}{more})
+        c.shutdown()
+        c.configure(['left', 'other'])
+        c.queues['left'].put({"a": 1})
+        def later():
+            c.queues['left'].put(2)
+            c.shutdown()
+        threading.Thread(target=later).start()
+        c.runserver()
+        c.shutdown()
+        print("over")
+    """
+    first = programs.server(server, more="").finished()
+    assert (first.code, first.lines[-1]) == (0, "over") and "items from before" not in first.err
+    second = programs.server(server, more="").finished()
+    assert "items from before: 2 in left" in second.err
+    third = programs.server(server, more=", fresh=True").finished()
+    assert third.code == 0
+    assert "items from before" not in programs.server(server, more=", fresh=True").finished().err
+
+
+def test_clients_find_their_server_and_are_told_what_to_run_and_sent_the_files(programs: Programs) -> None:
+    """Without an address; the scheduler hears of the client; a client's own files stay as they are; and the key is nowhere in clear."""
+    programs.write("server/helper.py", "def square(x):\n    return x ** 2\n")
+    programs.write("server/data/offset.txt", "1")
+    server = programs.start(programs.write("server/server.py", """
+        from pathlib import Path
+        import helper
+        from p2pcluster.classic import BroadcastServer, ProtocolServer
+        from p2pcluster.classic.schedulers import PipelineReplicate
+        from p2pcluster.classic.wrappers import i_wrap, io_wrap, o_wrap
+
+        @i_wrap
+        def Generate():
+            yield from range(1, 41)
+
+        @io_wrap
+        def Square(x):
+            return helper.square(x) - int(Path("data/offset.txt").read_text())
+
+        @o_wrap
+        def Print(x):
+            print("got", x)
+
+        class Mine(PipelineReplicate):
+            def schedule(self, info, functions):
+                print("asked by", info.cores > 0, info.address, info == info.name.encode(), sorted(functions), flush=True)
+                return {**functions, "Square": [Square, ["gen2sq_q", "sq2pr_q"], 2]}
+
+        cluster_server = BroadcastServer({port}, authkey={key})
+        p = ProtocolServer({port}, cluster_server, {"Generate": [Generate, ["gen2sq_q"], 1], "Square": [Square, ["gen2sq_q", "sq2pr_q"], 1],
+                                                    "Print": [Print, ["sq2pr_q"]]}, Mine())
+    """))
+    programs.write("client/helper.py", "this is no Python, and the client's own")
+    with Lan("127.0.0.1", programs.site.port) as lan:
+        client = programs.start(programs.write("client/client.py", """
+            from p2pcluster.classic import ProtocolClient
+
+            ProtocolClient({port}, authkey={key}).run()
+        """))
+        wait_for(lambda: len(got(client)) >= 40, "each number is printed")
+        datagrams = b"".join(data for data, _ in lan.receive())
+    assert got(client) == EXPECTED
+    server.wait_for_line("asked by True 127.0.0.1 True ['Generate', 'Print', 'Square']")
+    assert "Generate x 1, Square x 2, Print x 1" in said(client, "has this client run")
+    assert (programs.site.folder / "client" / "helper.py").read_text() == "this is no Python, and the client's own"
+    secret = b"sixteen or more characters"
+    assert datagrams and secret not in datagrams
+    for pid in (server.pid, client.pid, *children_of(client.pid)):
+        assert secret not in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+    interrupt(client)
+    stranger = programs.start(programs.write("client/stranger.py", """
+        from p2pcluster.classic import BaseClient
+
+        BaseClient(("127.0.0.1", {port}), authkey=b'another key, and long enough')
+    """))
+    assert "holds another key" in stranger.finished().the_error()
+    assert server.stop() == 0
+
+
+def test_a_function_server_names_functions_that_both_have(programs: Programs) -> None:
+    programs.write("functions.py", FUNCTIONS)
+    programs.start(programs.write("server.py", """
+        from functions import Generate, Square, Subtract1, Print
+        from p2pcluster.classic import FunctionServer
+
+        c = FunctionServer({port}, {key}, {"Generate": [Generate, ["a"]], "Square": [Square, ["a", "b"], 2], "Subtract1": [Subtract1, ["b", "c"]],
+                                           "Print": [Print, ["c"], 1]})
+        c.runserver()
+    """))
+    client = programs.start(programs.write("client.py", """
+        from p2pcluster.classic import FunctionClient
+
+        FunctionClient({port}, {key})
+    """))
+    wait_for(lambda: len(got(client)) >= 40, "each number is printed")
+    assert got(client) == EXPECTED
+    interrupt(client)
+
+
+def test_an_item_is_not_lost_with_its_process_and_one_whose_function_raises_is_parked(programs: Programs) -> None:
+    """And nobody looks at a clock while nothing happens."""
+    server = programs.server()
+    client = programs.start(programs.write("client.py", """
+        import time
+        from p2pcluster.classic import BaseClient
+        from p2pcluster.classic.wrappers import i_wrap, o_wrap
+
+        @i_wrap
+        def Generate():
+            yield from [1, 2, 3]
+
+        @o_wrap(retries=1, backoff_s=0.05)
+        def Print(x):
+            if x == 3:
+                raise RuntimeError("not this one")
+            print("begins", x)
+            time.sleep(0 if (OUT / str(x)).exists() else 3600)
+            print("got", x)
+
+        from pathlib import Path
+        OUT = Path({out})
+        BaseClient(('127.0.0.1', {port}), authkey={key}).process([Generate, Print], [['gen2sq_q'], ['gen2sq_q']], [1, 1])
+    """, out=repr(str(programs.site.folder))))
+    client.wait_for_line("begins 1")
+    (programs.site.folder / "1").touch()
+    (programs.site.folder / "2").touch()
+    (pid,) = [pid for pid in children_of(client.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"Print\0")]
+    os.kill(pid, signal.SIGKILL)
+    said(client, "a process of Print died of signal 9 (SIGKILL) and is replaced")
+    wait_for(lambda: got(client) == [1, 2], "the others are printed")
+    said(client, "Print failed 2 times with an item of gen2sq_q, which is parked")
+    (pid,) = children_of(client.pid)
+    before = [_wakes(one) for one in (pid, client.pid)]
+    time.sleep(1)  # the time in which nothing happens
+    assert [_wakes(one) - was for one, was in zip((pid, client.pid), before, strict=True)] == [0, 0]
+    words = ["--cluster", f"classic-{programs.site.port}"]
+    plain = {"P2PCLUSTER_HOME": "", "P2PCLUSTER_AUTHKEY_FILE": "", "P2PCLUSTER_PORT": ""}
+    parked = programs.site.do("parked", "list", *words, **plain)
+    assert "RuntimeError: not this one" in parked.out, parked.err
+    client.signal(signal.SIGINT)
+    assert client.wait_for_exit() == 130
+    server.stop()
+
+
+def _wakes(pid: int) -> int:
+    """How often a process went to sleep of itself."""
+    text = "".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("voluntary_ctxt_switches"))
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, (os.environ["BOMB"],)
+
+
+def test_nothing_is_unpickled_from_whoever_answers_and_who_finds_nobody_gives_up_with_a_line(
+        programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = programs.site.folder / "bomb"
+    monkeypatch.setenv("BOMB", str(bomb))
+    script = programs.write("client.py", """
+        from p2pcluster.classic import BaseClient
+
+        BaseClient(('127.0.0.1', {port}), authkey={key}, timeout_s=0.5)
+    """)
+    nobody = programs.start(script).finished()
+    assert nobody.code == 4
+    lines = nobody.err.splitlines()
+    assert len(lines) == 2 and "waiting for the server" in lines[0] and "there was no server at 127.0.0.1" in lines[1], lines
+    body = pickle.dumps(_Bomb())
+    with socket.create_server(("127.0.0.1", programs.site.port)) as listener:
+        client = programs.start(script)
+        listener.settimeout(20)
+        answered, _ = listener.accept()
+        answered.sendall(len(body).to_bytes(4, "big") + body)
+        done = client.finished()
+        answered.close()
+    assert done.code != 0 and "Traceback" not in done.err
+    assert not bomb.exists()
+    pickle.loads(body)
+    assert bomb.exists(), "it would have gone off"
+
+
+def test_the_key_does_not_go_over_the_wire_and_a_weak_one_is_warned_about(programs: Programs) -> None:
+    server = programs.server("""
+        from p2pcluster.classic import BaseServer
+
+        c = BaseServer(port={port}, authkey=b'password')
+        c.configure(['a'])
+        c.runserver()
+    """)
+    assert "this authkey has 8 characters" in said(server, "authkey")
+    said(server, "serving a on port")
+    assert b"password" not in b"".join(file.read_bytes() for file in (programs.site.folder / ".p2pcluster").rglob("*") if file.is_file())
