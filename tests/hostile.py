@@ -95,7 +95,8 @@ def from_executor(name: str = NAME) -> list[Message]:
     port = Port([queue], lengths_blob([1, 2]), b"122")
     fields: dict[str, dict[str, Any]] = {
         "join": {"boot": "boot-m", "name": "host/m", "facts": {
-            "cores": 2, "memory_gb": 7.5, "name": "host/m", "os": "linux", "python": "3.11.2", "tags": ["gpu"], "address": "127.0.0.1:1", "slots": 2}},
+            "cores": 2, "memory_gb": 7.5, "name": "host/m", "os": "linux", "python": "3.11.2", "tags": ["gpu"], "address": "127.0.0.1:1",
+            "slots": 2}},
         "report": {"held": {queue: [[1, 3, 1], [4, 5, 2]]}, "sources": [f"source:{name}/1/Emit/0"], "ran_before": {"boot-l": {queue: [1]}}},
         "window": {"queues": {queue: 3}},
         "stats": {"running": {f"{name}/Same": 1}, "service_us": {f"{name}/Same": 3.5}, "troubles": {f"{name}/Same": "does not start"},
@@ -105,7 +106,8 @@ def from_executor(name: str = NAME) -> list[Message]:
         "seen": {"runs": {name: 1}},
         "project": {"pipeline": name, "req": 3},
         "bundle_get": {"version": "0" * 64, "part": 0},
-        "fail": {"queue": queue, "id": 1, "fence": list(fence), "error": {"type": "E", "text": "t", "traceback": None}, "delay_ms": 0, "req": 4},
+        "fail": {"queue": queue, "id": 1, "fence": list(fence), "error": {"type": "E", "text": "t", "traceback": None}, "delay_ms": 0,
+                 "req": 4},
         "on_done_ran": {"pipeline": name, "run": 1, "req": 5},
     }
     commands_of_it = [commands.put(f"source:{name}/1/Emit/0", 1, 1, [port], {"count": 2, "hash": "h", "finished": False}),
@@ -137,6 +139,9 @@ def between_nodes(node_id: str, to: str) -> list[Message]:
         Message("raft_snapshot_reply", {**raft, "match_index": 0, "sent_ms": 1}),
         Message("raft_timeout_now", raft),
     ]
+
+
+FATAL = ("stop_all", "leave", "raft_append", "raft_snapshot")  # that two lead in one term stops a node, whatever the message's form
 
 
 def nested(depth: int) -> Any:

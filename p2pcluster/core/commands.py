@@ -25,6 +25,7 @@ from p2pcluster.errors import RemoteProtocolError
 
 NAME_CHARS_MAX = 200  # longer than any that `graph` and `bundle` make
 NUMBER_END = 1 << 62  # what comes from others is below it, and so fits in a table whatever is added to it
+NESTING_MAX = 100  # what one Python or one place of a program reads of JSON is too deep for others: none may get into the log
 PROCESSES_MAX = 10_000  # of one stage: each is planned by itself
 
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
@@ -270,7 +271,7 @@ def is_manifest(manifest: dict[str, Any]) -> bool:
             return False
         if not all(check(queue[name]) for queue in queues for name, check in _QUEUE.items()):
             return False
-        if any(stage["kind"] == "source" and stage["processes"] == "auto" for stage in stages):
+        if any(stage["kind"] == "source" and stage["processes"] == "auto" for stage in stages) or not is_shallow(manifest):
             return False
         names = {name for stage in stages for port in stage["ports"] for name in port["queues"]}
         names |= {stage["reads"] for stage in stages if stage["reads"] is not None}
@@ -278,6 +279,16 @@ def is_manifest(manifest: dict[str, Any]) -> bool:
             len(edge) == 2 and all(map(is_name, edge)) for edge in manifest["back_edges"]) and isinstance(manifest["on_done"], bool)
     except (KeyError, TypeError):
         return False
+
+
+def is_shallow(value: Any) -> bool:
+    """Whether a value of any form is nested so little that every node can read it."""
+    level = [value]
+    for _ in range(NESTING_MAX):
+        level = [part for one in level if isinstance(one, dict | list) for part in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return True
+    return False
 
 
 def is_name(value: Any) -> bool:
@@ -323,7 +334,11 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "ports": _are_ports,
     "source": _is_source,
     "manifest": is_manifest,
-    "project": lambda project: "python" not in project or pythons.is_requirement(project["python"]),
+    "project": lambda project: is_shallow(project) and ("python" not in project or pythons.is_requirement(project["python"])),
+    "origin": is_shallow,
+    "files": is_shallow,
+    "params": is_shallow,
+    "error": is_shallow,
     "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }

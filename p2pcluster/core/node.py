@@ -456,8 +456,8 @@ class Node:
         """A machine's sources wait for answers by themselves; what a client may have waiting here is limited."""
         size = sum(map(len, encode(message)))
         if session.kind == "client" and (session.held_puts >= config.HELD_PUTS_MAX or session.held_bytes + size > config.HELD_BYTES_MAX):
-            text = (f"{session.held_puts} puts of this connection ({session.held_bytes >> 20} MiB) wait already for room in a full queue: wait for "
-                    "their answers, then put this again")
+            text = (f"{session.held_puts} puts of this connection ({session.held_bytes >> 20} MiB) wait already for room in a full queue: "
+                    "wait for their answers, then put this again")
             self._reply(session.id, message, "refused", code="too_many_held", text=text)
             return
         session.held_puts += 1

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from p2pcluster import config
 from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
-from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_text
+from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_shallow, is_text
 from p2pcluster.errors import RemoteProtocolError
 
 VERSION = 1
@@ -114,7 +114,7 @@ def check(link: str, sender: str, message: Message) -> None:
     """Raise `RemoteProtocolError` unless `sender` may say this on that link, with these fields."""
     spec = LINKS[link].get(message.kind)
     if spec is None or spec.sender != sender:
-        raise RemoteProtocolError(f"a {sender} does not send {message.kind!r}")
+        raise RemoteProtocolError(f"{'an' if sender[0] == 'e' else 'a'} {sender} does not send {message.kind!r:.50}")
     for name, types in spec.fields.items():
         value = message.fields.get(name, ...)
         if value is ... or not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -159,12 +159,8 @@ def _record(**checks: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(name in value and is_right(value[name]) for name, is_right in checks.items())
 
 
-def _any(value: Any) -> bool:
-    return True
-
-
 def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+    return isinstance(value, dict) and is_shallow(value)
 
 
 def _is_words(value: Any) -> bool:
@@ -212,7 +208,7 @@ def _are_facts(facts: dict[str, Any]) -> bool:
 
 _PLANNED = _record(
     version=is_name, run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
-    params=_any, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
+    params=is_shallow, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
     parked=is_number,
 )
 _DEPLOYED = _record(

@@ -132,6 +132,32 @@ def test_requests_of_every_kind_mangled_are_answered_or_end_their_connection_and
     assert sum("a client at 127.0.0.1 was refused" in line for line in target.node.lines) == 1, "it is told once"
 
 
+def test_a_node_that_holds_the_key_and_says_anything_ends_its_own_connection_and_nothing_else(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    random, me, there = Random(FUZZ_SEED), secrets.token_hex(8), target.honest.peer.node_id
+    said = [*hostile.from_executor(), *hostile.between_nodes(me, there)]
+    ended = 0
+    peer = target.connect(node_id=me, role="node")
+    peer.send(encode(hostile.from_executor()[0]))
+    for _ in range(FUZZ_MESSAGES):
+        message = hostile.mangled(random.choice(said), random)
+        if message.kind in hostile.FATAL:
+            continue
+        try:
+            peer.send(encode(message))
+        except Unavailable:
+            ended += 1
+            peer.close()
+            peer = target.connect(node_id=me, role="node")
+    target.is_well()
+    refused = ask(target.honest, Message("status", {})).fields["status"]["network"]["refused_connections"]
+    assert refused >= ended > FUZZ_MESSAGES // 40
+    assert sum("its connection is closed" in line for line in target.node.lines) == 1, "it is told once"
+    peer.close()
+    target.honest.close()
+    target.site.close()
+
+
 def test_a_pickle_that_would_do_something_is_carried_and_never_loaded(target: Target) -> None:
     witness = target.site.folder / "loaded"
     evil = f"cos\nsystem\n(S'touch {witness}'\ntR.".encode()
@@ -263,6 +289,10 @@ def test_another_key_cluster_or_version_is_told_on_both_sides_with_what_to_do_an
     for says in ("holds another key", "speaks protocol 77"):
         target.node.wait_for_line(says)
     target.is_well()
+    network = ask(target.honest, Message("status", {})).fields["status"]["network"]
+    assert network == {"refused_connections": 15, "refused_datagrams": 0, "refused_clients": 0}
+    shown = target.site.do("status").lines
+    assert any(line.startswith("refused at ") and line.endswith("since its start: 15 connections") for line in shown), shown
     assert sum("refused 127.0.0.1" in line for line in target.node.lines) == 2, "once for each kind of trouble"
     target.honest.close()
     target.node.stop()

@@ -68,9 +68,9 @@ class Led(Victim):
         """What `Neighbours` and the loop do with a message for the leader's half."""
         protocol.check("member", "executor", message)
         if message.kind == "join":
-            fields = message.fields
+            fields, facts = message.fields, {**message.fields["facts"], "address": "127.0.0.1:9"}
             self.node.close_session(self.session)
-            self.node.open_session(Session(self.session, "node", PEER, fields["boot"], fields["name"], {**fields["facts"], "address": "127.0.0.1:9"}))
+            self.node.open_session(Session(self.session, "node", PEER, fields["boot"], fields["name"], facts))
         elif message.kind not in ("bundle_get", "stop_all", "leave") and self.session in self.node.sessions:
             self.node.step(self.session, message, self.now_ms)
         self.carry()
@@ -163,6 +163,12 @@ class Machine:
         self.carry()
 
     def carry(self) -> None:
+        try:
+            self.carry_all()
+        except RemoteProtocolError as error:
+            raise AssertionError("the loop ends") from error
+
+    def carry_all(self) -> None:
         for _ in range(50):
             actions = self.executor.take_actions()
             for action in actions:
@@ -200,7 +206,8 @@ class Machine:
         elif message.kind == "work":
             for number, (lo, hi, _, _) in enumerate(message.fields["slices"]):
                 assert len(message.blobs[2 * number]) == 4 * (hi - lo)
-            works.append([message.fields["work"], message.fields["slices"][0][0], sum(hi - lo for lo, hi, _, _ in message.fields["slices"])])
+            slices = message.fields["slices"]
+            works.append([message.fields["work"], slices[0][0], sum(hi - lo for lo, hi, _, _ in slices)])
         elif message.kind == "recall":
             self.say(key, Message("returned", {"work": message.fields["work"], "kept": 1}))
             for work in works:
@@ -407,8 +414,8 @@ class Neighbour:
         self.neighbours.serving_leader()
         leader, address = self.neighbours.leader()
         me = Beacon(name="n", state=Stage.MEMBER, cluster_id="c", generation=0, term=self.node.raft.term, leader_id=leader,
-                    leader_address=parse_address(address) if address else None, last_index=0, last_term=0, commit_index=0, role="voter", voters=2,
-                    members=2, has_work=False, expect=1, tcp_host=None, tcp_port=1, udp_port=1, interval_ms=1, package="0", python="3")
+                    leader_address=parse_address(address) if address else None, last_index=0, last_term=0, commit_index=0, role="voter",
+                    voters=2, members=2, has_work=False, expect=1, tcp_host=None, tcp_port=1, udp_port=1, interval_ms=1, package="0", python="3")
         self.gate.seal(me)
         for address in self.neighbours.addresses(20):
             assert len(str(parse_address(address))) <= protocol.LABEL_CHARS_MAX

@@ -58,6 +58,13 @@ class Victim:
         self.carry()
 
     def carry(self) -> None:
+        """What the loop does behind what it heard: there nobody is left whose connection could be closed for it."""
+        try:
+            self.carry_all()
+        except RemoteProtocolError as error:
+            raise AssertionError("the loop ends") from error
+
+    def carry_all(self) -> None:
         for _ in range(100):
             moved = False
             for action in self.executor.take_actions():
@@ -190,6 +197,16 @@ def put_into_a_full_queue(victim: Victim, seq: int, size: int = 1) -> Message:
     return message._replace(fields={**message.fields, "req": seq})
 
 
+@pytest.mark.parametrize("depth", [150, 500, 900, 950, 970, 985])
+def test_what_is_nested_so_deep_that_another_node_could_not_read_it_does_not_get_into_the_log(depth: int) -> None:
+    deep = hostile.nested(depth)
+    origin = {"node": "n", "more": deep}
+    for message in (changed("start_run", params=deep), changed("deploy", origin=origin), changed("deploy", files={"x": deep}),
+                    changed("deploy", project={"module": deep}), deploy_with("stages", defined_at=deep)):
+        with pytest.raises(RemoteProtocolError):
+            Victim().hear(message)
+
+
 def refusals(victim: Victim, code: str) -> list[Message]:
     return [answer for session, answer in victim.answers if session == "hostile" and answer.fields.get("code") == code]
 
@@ -200,7 +217,8 @@ def test_puts_that_wait_for_room_are_limited_for_each_client_and_go_with_it() ->
     queue.maxsize = 0
     for seq in range(config.HELD_PUTS_MAX + 3):
         victim.hear(put_into_a_full_queue(victim, seq))
-    assert [answer.fields["req"] for answer in refusals(victim, "too_many_held")] == list(range(config.HELD_PUTS_MAX, config.HELD_PUTS_MAX + 3))
+    refused = [answer.fields["req"] for answer in refusals(victim, "too_many_held")]
+    assert refused == list(range(config.HELD_PUTS_MAX, config.HELD_PUTS_MAX + 3))
     assert "wait for their answers, then put this again" in refusals(victim, "too_many_held")[0].fields["text"]
     victim.hear(put_into_a_full_queue(victim, 1000), "honest")
     queue.maxsize = None

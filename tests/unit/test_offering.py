@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,42 @@ def test_a_pipeline_that_git_ignores_is_said_and_not_left_behind(tmp_path: Path)
         pack_project(project)
 
 
+def offering_of(folder: Path, asked: list[tuple[Message, Any]], offer: Offer | None = None) -> Offering:
+    """An offer that was packed, and what it asks of the leader with whom it tells the answer."""
+    (folder / "pipeline.py").write_text("from p2pcluster import Pipeline, Queue, stage\n\npipeline = Pipeline('p', Queue('in') >> stage(print))\n")
+    project = find_project(str(folder), folder)
+    assert project is not None
+    made = Offering(offer or Offer(project), HERE, folder / "bundles", False, lambda message, hears: asked.append((message, hears)), lambda _: None)
+    made.offer = replace(made.offer, project=project)
+    made.prepare_beside(lambda: None)
+    assert made._thread is not None
+    made._thread.join(60)
+    return made
+
+
+def test_a_deployment_whose_parts_are_gone_or_that_is_refused_is_begun_again(tmp_path: Path) -> None:
+    asked: list[tuple[Message, Any]] = []
+    made = offering_of(tmp_path, asked)
+    for code in ("parts_missing", "moved"):
+        made.begin()
+        (_, hears_project), asked[:] = asked[0], []
+        hears_project({"result": "ok", "project": None})
+        assert [message.kind for message, _ in asked] == ["bundle_part", "deploy"]
+        for _, hears in asked:
+            hears({"result": "refused", "code": code})
+        asked.clear()
+    made.begin()
+    assert [message.kind for message, _ in asked] == ["project"]
+
+
+def test_a_run_that_another_one_has_followed_is_over_for_who_waits_for_its_end(tmp_path: Path) -> None:
+    made = offering_of(tmp_path, [], Offer(until_done=True))
+    made.watched = ("p", 1)
+    plan = {"run": 2, "state": "running", "is_over": False, "seconds": None, "parked": 0}
+    end = made.ended({"p": plan})
+    assert end is not None and (end.exit_code, end.text) == (0, "p: run 1 is over and run 2 has begun")
+
+
 ELSEWHERE = {"node": "other", "name": "host", "folder": "/f"}
 HERE = {"node": "me", "name": "here", "folder": "/f"}
 
@@ -38,7 +76,8 @@ HERE = {"node": "me", "name": "here", "folder": "/f"}
 @pytest.mark.parametrize(("origin", "python", "deploys"), [
     (HERE, "==3.10", True), (HERE, None, True), (ELSEWHERE, "==3.10", False), (ELSEWHERE, None, False),
 ])
-def test_which_pythons_the_same_files_run_on_is_their_origins_to_say(tmp_path: Path, origin: dict[str, str], python: str | None, deploys: bool) -> None:
+def test_which_pythons_the_same_files_run_on_is_their_origins_to_say(
+        tmp_path: Path, origin: dict[str, str], python: str | None, deploys: bool) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "pipeline.py").write_text("from p2pcluster import Pipeline, Queue, stage\n\npipeline = Pipeline('p', Queue('in') >> stage(print))\n")

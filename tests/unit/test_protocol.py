@@ -51,12 +51,12 @@ def test_a_missing_field_and_a_bool_for_a_number_are_refused() -> None:
         protocol.check("client", "client", Message("take", {"req": 1, "queue": "p/q", "count": True}))
 
 
-MEMBER = {message.kind: message for message in [*hostile.from_executor(), *hostile.between_nodes("m", "n")] if message.kind in protocol.MEMBER}
-MEMBER |= {
-    "grant": Message("grant", {"queue": "p/q", "fence": ["n", "b", 1], "deliveries": {"1": 2}, "pieces": [[1, 3, 1, None], [4, 5, 1, ["k"]]]},
-                     (lengths_blob([1, 1]), b"ab", lengths_blob([0]), b"")),
-    "assigned": Message("assigned", {"pipeline": "p", "stage": "s", "shard": 0, "producer": "source:p/1/s/0", "epoch": 1, "seq": 0, "count": 0,
-                                     "hash": ""}, (b"cursor",)),
+SAID = [*hostile.from_executor(), *hostile.between_nodes("m", "n")]
+MEMBER = {message.kind: message for message in SAID if message.kind in protocol.MEMBER} | {
+    "grant": Message("grant", {"queue": "p/q", "fence": ["n", "b", 1], "deliveries": {"1": 2},
+                               "pieces": [[1, 3, 1, None], [4, 5, 1, ["k"]]]}, (lengths_blob([1, 1]), b"ab", lengths_blob([0]), b"")),
+    "assigned": Message("assigned", {"pipeline": "p", "stage": "s", "shard": 0, "producer": "source:p/1/s/0", "epoch": 1, "seq": 0,
+                                     "count": 0, "hash": ""}, (b"cursor",)),
     "reply": Message("reply", {"req": 1, "kind": "put", "result": "ok", "seq": 1}),
     "bundle_slice": Message("bundle_slice", {"version": "v", "part": 0, "parts": 1}, (b"zip",)),
 }
