@@ -746,8 +746,8 @@ def _project(folder: Path, module: str, variable: str | None, settings: Mapping[
     python = settings.get("python")
     if python is not None and not pythons.is_requirement(python):
         raise ProjectError(
-            f"{_shown(str(folder / _PYPROJECT))} has the python {_shown(repr(python)):.80}, which is not a list of versions, each behind >=, >, <=, <, == or "
-            '!=: write python = ">=3.11, <3.14" under [tool.p2pcluster]'
+            f"{_shown(str(folder / _PYPROJECT))} has the python {_shown(repr(python)):.80}, which is not a list of versions, each behind "
+            '>=, >, <=, <, == or !=: write python = ">=3.11, <3.14" under [tool.p2pcluster]'
         )
     return Project(folder, module, variable, import_paths, tuple(excludes), python)
 

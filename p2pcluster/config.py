@@ -108,6 +108,9 @@ CONNECT_TIMEOUT_S = 10.0  # `connect` and the verbs: an election and a founding 
 
 # --- Starting and ending --------------------------------------------------------------------------------------------
 MANIFEST_S = 60  # to import a project and see what it holds: large libraries take some seconds
+PLACEMENT_S = 20  # to import a project and call its placement; the default plan holds meanwhile, so nobody waits for it
+PLACEMENT_AGAIN_S = 60.0  # until a placement that failed is asked again: what it lacks takes a person
+PLACEMENT_BYTES_MAX = 1 * MIB  # of its answer: some thousand nodes and stages
 DRAIN_S = 10.0  # what runs may finish after the first signal; init systems kill after this or more
 DONE_ACKNOWLEDGED_S = 10.0  # how long a leader waits, at the end of `--until-done`, for nodes to learn of it
 
@@ -159,6 +162,7 @@ def validate() -> None:
     assert 2 * FOUNDING_WINDOW_MS < CONNECT_TIMEOUT_S * 1000, "a client that comes with the first node finds it"
     assert FOUNDING_WINDOW_LOOPBACK_MS / BEACONS_PER_FOUNDING_WINDOW >= 2 * TICK_MS, "each beacon has a tick of its own"
     assert BEACON_INTERVAL_LEADERLESS_S < BEACON_INTERVAL_S_MIN, "beacons are rarer with a leader"
+    assert PLACEMENT_S < PLACEMENT_AGAIN_S, "one call of a placement is over when the next begins"
     assert 1024 <= PORT < 49152, "a registered port: no privilege needed, and not one of those meant for short use"
     assert KEY_RANDOM_BYTES * 2 + 2 <= KEY_FILE_BYTES_MAX, "a key of our own can be read back"
 

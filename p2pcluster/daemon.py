@@ -50,6 +50,7 @@ from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write
 from p2pcluster.neighbours import Neighbours, session_of
 from p2pcluster.offering import Offer, Offering
 from p2pcluster.peers import Events, Peers
+from p2pcluster.placements import Placements
 from p2pcluster.projects import Projects
 from p2pcluster.rivals import Rivals
 from p2pcluster.stream import Connection, Listener, PortTaken
@@ -157,6 +158,7 @@ class Daemon:
         self._bodies = Bodies(self.journal)
         self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader,
                                   self._start_process, self._on_process_exit, self._out)
+        self._placements = Placements(self._projects.folder_of)
         self.home.write_address(*self._listener.address, self.options.cluster)
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
@@ -467,6 +469,7 @@ class Daemon:
                 "clients": self._clients.refused_count}
 
     def _end_processes(self) -> None:
+        self._placements.close()
         for key, held in list(self._processes.processes.items()):
             self._processes.kill(key)
             held.popen.wait()
@@ -515,6 +518,7 @@ class Daemon:
         self._ticked_s = now_s
         now_ms = self._now_ms()
         self.node.tick(now_ms)
+        self._carry_placements(now_ms)
         self._processes.poll()
         self.executor.tick(now_ms, self._processes.positions())
         self._peers.tick(now_s)
@@ -564,6 +568,12 @@ class Daemon:
             elif isinstance(action, Say):
                 self._out(action.text)
         return bool(actions)
+
+    def _carry_placements(self, now_ms: int) -> None:
+        for question in self.node.take_questions():
+            self._placements.ask(question)
+        for question, answer in self._placements.take_answers():
+            self.node.answer(question, answer, now_ms)
 
     def _carry_outbox(self) -> bool:
         sent = self.node.take_outbox()

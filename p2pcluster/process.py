@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
@@ -366,6 +367,56 @@ def read_manifest(folder: Path, project: dict[str, Any], timeout_s: float = conf
         return {"error": f"importing {project['module']} ended its process, which {how_ended(done.returncode)}: keep what does so below "
                          'if __name__ == "__main__"', "code": ProjectError.code, "traceback": None}
     return answer
+
+
+def start_placement(folder: Path, project: dict[str, Any], hash_seed: int) -> subprocess.Popen[bytes]:
+    """A child that imports the project in `folder` to call its placement. It ends when its standard input does, so with this process."""
+    return subprocess.Popen(worker_command("placement", str(folder), json.dumps(project)), cwd=folder, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": str(hash_seed)}, process_group=0)
+
+
+def ask_placement(child: subprocess.Popen[bytes], nodes: list[dict[str, Any]], stages: list[dict[str, Any]],
+                  timeout_s: float = config.PLACEMENT_S) -> dict[str, Any]:
+    """What the function returns, or why it does not: `{"plan": ...}` or `{"error": text}`. Blocks, and leaves no child behind."""
+    assert child.stdin is not None and child.stdout is not None, "it was started with pipes"
+    deadline_s = time.monotonic() + timeout_s
+    said: bytes | None = b""
+    with contextlib.suppress(OSError):  # it has ended before it read the question
+        child.stdin.write(json.dumps({"nodes": nodes, "stages": stages}).encode() + b"\n")
+        child.stdin.flush()
+        said = _line_of(child.stdout.fileno(), deadline_s)
+    if said == b"":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1)  # its end of the pipe is closed, so it ends by itself
+    child.kill()
+    code = child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with contextlib.suppress(OSError):  # what it did not read cannot be written any more
+            pipe.close()
+    if said is None:
+        return {"error": f"it takes longer than {timeout_s:g} s, the import of its module counted"}
+    try:
+        answer = json.loads(said)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or len(answer) != 1 or not answer.keys() <= {"plan", "error"}:
+        return {"error": f"its process {how_ended(code)} before it returned"}
+    return answer
+
+
+def _line_of(pipe: int, deadline_s: float) -> bytes | None:
+    """A line, or what comes before the pipe's end or beyond any sense; None when neither has come in time."""
+    said = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while not said.endswith(b"\n") and len(said) <= config.PLACEMENT_BYTES_MAX:
+            if not selector.select(max(0.0, deadline_s - time.monotonic())):
+                return None
+            data = os.read(pipe, 1 << 16)
+            if not data:
+                break
+            said += data
+    return bytes(said)
 
 
 def refusal(answer: dict[str, Any]) -> ClusterError:

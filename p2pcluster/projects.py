@@ -12,7 +12,7 @@ from p2pcluster import bundle
 from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Start
 from p2pcluster.core.records import BundlePart
-from p2pcluster.errors import ClusterError
+from p2pcluster.errors import ClusterError, ProjectError
 from p2pcluster.journal import Journal
 
 
@@ -36,18 +36,24 @@ class Projects:
     def provide(self, action: Start) -> None:
         """Start the process, now or when its project has come."""
         version = action.spec.version
-        folder = self._folder / version
-        parts = self._parts_of(version)
-        if not folder.exists() and parts is None:
+        if not (self._folder / version).exists() and self._parts_of(version) is None:
             self._fetch(action)
             return
         try:
-            if not folder.exists() and parts is not None:
-                bundle.unpack(self._journal.read_bundle(version, parts), action.project["zip_sha256"], folder)
+            folder = self.folder_of(version, action.project["zip_sha256"])
         except ClusterError as error:
             self._on_failure(action.key, f"could not be started ({error})", 0, [])
             return
         self._start(action, folder)
+
+    def folder_of(self, version: str, zip_sha256: str) -> Path:
+        """The unpacked project, of which this node has a copy. Raises `ClusterError` where it cannot be unpacked."""
+        folder, parts = self._folder / version, self._parts_of(version)
+        if not folder.exists():
+            if parts is None:
+                raise ProjectError(f"the project of version {version[:8]} is not on this node any more")
+            bundle.unpack(self._journal.read_bundle(version, parts), zip_sha256, folder)
+        return folder
 
     def _fetch(self, action: Start) -> None:
         version = action.spec.version

@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import mmap
+import operator
 import os
 import pickle
 import queue
@@ -815,10 +816,8 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
         where = f"{os.path.basename(error.filename or '?')}, line {error.lineno}"
         answer = {"error": f"{where}: {error.msg}: correct it and try again", "code": ProjectError.code, "traceback": traceback.format_exc()}
     except BaseException as error:  # the module may raise anything, SystemExit too: it is the answer
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
-        where = f" ({os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno})" if frames else ""
         remedy = "correct it, or install what it imports" if isinstance(error, ImportError) else "correct it; --verbose shows the traceback"
-        answer = {"error": f"importing {project['module']} raised {error_of(error)['text']}{where}: {remedy}", "code": ProjectError.code,
+        answer = {"error": f"importing {project['module']} raised {_raised(error, folder)}: {remedy}", "code": ProjectError.code,
                   "traceback": traceback.format_exc()}
     with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
         out.write(json.dumps(answer) + "\n")
@@ -826,10 +825,57 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
     return 0
 
 
+def _raised(error: BaseException, folder: str) -> str:
+    """What was raised, and where in the project."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
+    where = f" ({os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno})" if frames else ""
+    return f"{error_of(error)['text']}{where}"
+
+
+def _answer_placement(folder: str, project: dict[str, Any]) -> int:
+    """The child that calls a pipeline's placement: the question is a JSON line on standard input, which then stays open as long as the node
+    lives; the answer is one on the real standard output, whatever the function prints."""
+    out, asker = os.fdopen(os.dup(1), "w", encoding="utf-8"), os.fdopen(os.dup(0), "rb", buffering=0)
+    os.dup2(2, 1)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    if hasattr(signal, "alarm"):
+        signal.alarm(2 * config.PLACEMENT_S)  # the node may be gone, and a function in C may never let the thread below look
+    question = json.loads(asker.readline())
+    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
+    try:
+        placement = load_pipeline(folder, project).placement
+        assert placement is not None, "the manifest said that there is one"
+        text = _plan_text(placement(question["nodes"], question["stages"]))
+    except BaseException as error:  # the user's code may raise anything, SystemExit too: it is the answer
+        text = json.dumps({"error": f"it raised {_raised(error, folder)}"})
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
+        out.write(text + "\n")
+        out.close()
+    return 0
+
+
+def _plan_text(returned: Any) -> str:
+    try:
+        plan = {node: dict(counts) for node, counts in dict(returned).items()}
+        text = json.dumps({"plan": plan}, default=operator.index)  # whole numbers of other libraries are numbers too
+    except (TypeError, ValueError):
+        return json.dumps({"error": f"it returns {returned!r:.80} and not {{node: {{stage: processes}}}}"})
+    return text if len(text) < config.PLACEMENT_BYTES_MAX else json.dumps({"error": "what it returns has no end"})
+
+
+def _end_with(asker: Any) -> None:
+    """End when the node does, or as soon as it has heard enough."""
+    asker.read()
+    os._exit(1)
+
+
 def main(argv: list[str]) -> int:
-    """`manifest FOLDER PROJECT_JSON`, or `stage FD POSITION_FILE NAME`; the name is for people who look at a list of processes."""
+    """`manifest` or `placement` FOLDER PROJECT_JSON, or `stage FD POSITION_FILE NAME`: the name is for people who list processes."""
     if argv[0] == "manifest":
         return _print_manifest(argv[1], json.loads(argv[2]))
+    if argv[0] == "placement":
+        return _answer_placement(argv[1], json.loads(argv[2]))
     for ignored in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
         if ignored is not None:
             signal.signal(ignored, signal.SIG_IGN)  # the node decides what a signal to the terminal's group means

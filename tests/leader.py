@@ -31,7 +31,7 @@ class Leader:
         for message in hostile.deploying(pipeline.name, version):
             fields = {**message.fields, "req": 1}
             if message.kind == "deploy":
-                project = fields["project"] | ({} if python is None else {"python": python})
+                project = {name: value for name, value in {**fields["project"], "python": python}.items() if value is not None}
                 fields |= {"manifest": pipeline.manifest(), "origin": {"node": origin, "name": origin, "folder": "/f"}, "project": project}
             self.node.step("client", message._replace(fields=fields), self.now_ms)
             self.carry()

@@ -20,6 +20,7 @@ from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import Load, admitted_nodes, allowed_nodes, plan_processes
+from p2pcluster.core.planner import Planner, Question
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of
@@ -131,6 +132,7 @@ class Node:
         self.notes: list[Note] = []
         self.alarms: dict[str, tuple[int, str]] = {}  # by pipeline and stage: the run that each came in, and its text
         self.rates = status.Rates()
+        self._planner = Planner()
         self._random = random
         self._now_ms = now_ms
         self._outbox: list[Sent] = []
@@ -245,6 +247,15 @@ class Node:
         sent, self._outbox = self._outbox, []
         return sent
 
+    def take_questions(self) -> list[Question]:
+        """Calls of pipelines' placements that are to be made; empty afterwards. Their outcomes come by `answer`."""
+        return self._planner.take_questions()
+
+    def answer(self, question: Question, answer: dict[str, Any], now_ms: int) -> None:
+        """What a pipeline's placement returned, or why it did not."""
+        if self._planner.answer(question, answer, now_ms):
+            self._next_plan_ms = 0
+
     def take_peer_outbox(self) -> list[ToPeer]:
         """What is to be sent to other nodes, in order; empty afterwards."""
         sent, self._peer_outbox = self._peer_outbox, []
@@ -355,6 +366,7 @@ class Node:
         self._owners.clear()
         self._waiters.clear()
         self._lost.clear()
+        self._planner = Planner()
         self._propose_by_ms = None
 
     def _begin_serving(self) -> None:
@@ -670,8 +682,10 @@ class Node:
         self._next_plan_ms = self._now_ms + REPLAN_INTERVAL_MS
         self.rates.sample(self.state, self._now_ms)
         nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported]
+        staying = [n for n in nodes if not n.is_draining]
+        self._planner.look([p for p in self.state.pipelines.values() if p.state == "running"], staying, self._now_ms)
         loads = self._loads(nodes)
-        plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in nodes if not n.is_draining}, loads,
+        plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in staying}, loads,
                               {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
         for session in nodes:
             new = self._plan_for(session, plan.get(session.id, {}), nodes)
@@ -695,6 +709,7 @@ class Node:
                     name, stage["kind"], stage["processes"], stage["per_node"], queue.open_count if queue else 0,
                     sum(measured) / len(measured) if measured else 0.0,
                     *self._home_of(pipeline, stage, nodes), frozenset(n.id for n in nodes if name in n.troubles),
+                    self._planner.counts(pipeline.name, stage["name"]),
                 ))
         return loads
 
@@ -894,7 +909,7 @@ class Node:
         runs = {name: pipeline.run for name, pipeline in self.state.pipelines.items()}
         alarms = {key: text for key, (run, text) in self.alarms.items() if runs.get(key.partition("/")[0], 0) == run}
         return status.status_of(self.state, self.rates, self.raft, list(self.sessions.values()),
-                                self.raft.cluster_time_ms(self._now_ms), alarms)
+                                self.raft.cluster_time_ms(self._now_ms), [*(alarms[key] for key in sorted(alarms)), *self._planner.alarms])
 
 
 def is_over(pipeline: PipelineState) -> bool:

@@ -1,13 +1,13 @@
 """How many processes of each stage each node runs: equal input, equal plan; a small change in, a small change out.
 
-Explicit counts are given as asked. The `"auto"` stages share the slots: each has a process somewhere even beyond them, and the
-rest go, one by one, to the stage whose items would wait the longest. A process moves only for a wait that is longer by `HYSTERESIS`,
-so that two stages that are about even do not take turns.
+What a pipeline's own placement says comes first, and explicit counts are given as asked. The `"auto"` stages share the slots: each has
+a process somewhere even beyond them, and the rest go, one by one, to the stage whose items would wait the longest. A process moves only
+for a wait that is longer by `HYSTERESIS`, so that two stages that are about even do not take turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Load:
     allowed: frozenset[str] | None = None  # the nodes that satisfy its rule; None: it has none
     prefers: str | None = None  # the node that it runs on as long as that is there
     barred: frozenset[str] = frozenset()  # nodes where it does not start: they get none of it as long as there are others
+    counts: Mapping[str, int] | None = None  # by node, what the pipeline's own placement says; of nodes that are gone too
 
     def wait_us(self, processes: int) -> float:
         """How long the last item in line waits."""
@@ -68,8 +69,9 @@ def not_admitted(pipeline: PipelineState, nodes: Sequence[Session]) -> str | Non
     if not told:
         return None
     more = f" and {len(told) - _NODES_TOLD} more" if len(told) > _NODES_TOLD else ""
-    return (f"none of its stages run on {', '.join(told[:_NODES_TOLD])}{more}, because its project is for Python {pipeline.project['python']}: "
-            'if they can run there, write python = ">=3.11", or what holds, under [tool.p2pcluster] in its pyproject.toml and deploy it again')
+    return (f"none of its stages run on {', '.join(told[:_NODES_TOLD])}{more}, because its project is for Python "
+            f"{pipeline.project['python']}: if they can run there, write python = \">=3.11\", or what holds, under [tool.p2pcluster] in its "
+            "pyproject.toml and deploy it again")
 
 
 def facts_of(session: Session, pipeline: PipelineState) -> dict[str, Any]:
@@ -83,15 +85,23 @@ def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan) -> P
     plan: Plan = {node: {} for node in slots}
     if not slots:
         return plan
-    placed = [load for load in loads if load.kind != "source"]
-    for load in placed:
+    left = [load for load in loads if load.kind != "source" and not _place(plan, load)]
+    for load in left:
         if load.processes != "auto":
             _spread(plan, load, int(load.processes), slots)
-    auto = [load for load in placed if load.processes == "auto"]
+    auto = [load for load in left if load.processes == "auto"]
     most = [_most(load, slots) for load in auto]
     for load, count in zip(auto, _shares(auto, most, sum(slots.values()), _totals(current)), strict=True):
         _spread(plan, load, count, slots)
     return plan
+
+
+def _place(plan: Plan, load: Load) -> bool:
+    """Put a stage where the pipeline's placement wants it; whether that is anywhere. It was said of the nodes and rules of its time."""
+    may = {node: count for node, count in (load.counts or {}).items() if node in plan and (load.allowed is None or node in load.allowed)}
+    for node, count in may.items():
+        plan[node][load.stage] = count if load.per_node is None else min(count, load.per_node)
+    return bool(may)
 
 
 def _most(load: Load, slots: dict[str, int]) -> int:

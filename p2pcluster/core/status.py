@@ -46,7 +46,7 @@ class Rates:
 
 
 def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
-              now_ms: int, alarms: dict[str, str]) -> dict[str, Any]:
+              now_ms: int, alarms: list[str]) -> dict[str, Any]:
     """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name, who was refused)."""
     nodes = [session for session in sessions if session.kind == "node"]
     return {
@@ -139,8 +139,8 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _alarms(state: State, nodes: list[Session], alarms: dict[str, str]) -> list[str]:
-    found = [alarms[key] for key in sorted(alarms)]
+def _alarms(state: State, nodes: list[Session], alarms: list[str]) -> list[str]:
+    found = list(alarms)
     found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
     running = [pipeline for pipeline in state.pipelines.values() if pipeline.state == "running"]
     found += [f"{pipeline.name}: {why}" for pipeline in running if (why := not_admitted(pipeline, nodes)) is not None]

@@ -349,6 +349,7 @@ def test_the_defaults_of_a_stage_are_those_of_the_code() -> None:
     (f"the whole project {config.BUNDLE_BYTES_MAX >> 20} MiB", config.BUNDLE_BYTES_MAX),
     (f"up to {config.BACKOFF_MAX_S:g} s", config.BACKOFF_MAX_S),
     (f"for at most {config.DRAIN_S:g} s", config.DRAIN_S),
+    (f"It has {config.PLACEMENT_S:g} s,", config.PLACEMENT_S),
 ])
 def test_each_limit_is_that_of_the_code(words: str, value: float) -> None:
     assert words in " ".join(README.split()), f"the README should say {words!r}"

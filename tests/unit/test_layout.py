@@ -32,7 +32,7 @@ FLOORS = (
     {"errors", "config"},
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values"},
-    {"beacons", "clients", "committer", "neighbours", "offering", "peers", "projects", "rivals"},  # the rooms of the daemon
+    {"beacons", "clients", "committer", "neighbours", "offering", "peers", "placements", "projects", "rivals"},  # the rooms of the daemon
     {"client", "worker", "daemon", "local"},
     {"cli", "doctor", "page", "view", "classic", "examples"},
     {"__main__"},

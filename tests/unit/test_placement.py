@@ -81,3 +81,11 @@ def test_a_node_where_a_stage_does_not_start_gets_none_of_it_while_there_are_oth
     assert plan_processes({"m": 1, "n": 8}, [load("a", 4, per_node=1, barred=barred)], {}) == {"m": {"a": 1}, "n": {}}
     assert plan_processes({"n": 8}, [load("a", 4, barred=barred | {"gone"})], {}) == {"n": {"a": 4}}
     assert plan_processes({"m": 1, "n": 8}, [load("sink", 1, prefers="n", barred=barred)], {}) == {"m": {"sink": 1}, "n": {}}
+
+
+def test_what_a_placement_says_comes_first_as_far_as_its_nodes_are_there_and_may_run_the_stage() -> None:
+    said = load("a", 9, counts={"n": 3, "gone": 5})
+    assert plan_processes({"m": 2, "n": 2}, [load("b", 2), said], {}) == {"m": {"b": 2}, "n": {"a": 3}}
+    assert plan_processes({"m": 2}, [load("a", 2, counts={"gone": 5})], {}) == {"m": {"a": 2}}
+    moved = load("a", 1, counts={"m": 3, "n": 3}, allowed=frozenset({"m"}), per_node=2)
+    assert plan_processes({"m": 2, "n": 2}, [moved], {}) == {"m": {"a": 2}, "n": {}}

@@ -24,14 +24,16 @@ from tests.leader import Leader
     (" >= 3.11 , < 3.14,!=3.12.0", ["3.11.7", "3.12.1", "3.13.0"], ["3.12.0", "3.14.0", "3.10.0"]),
     ("!=3.12", ["3.11.7", "3.13.0"], ["3.12.0", "3.12.1"]),
 ])
-def test_a_requirement_admits_what_it_says_and_two_numbers_stand_for_all_releases(requirement: str, admitted: list[str], others: list[str]) -> None:
+def test_a_requirement_admits_what_it_says_and_two_numbers_stand_for_all_releases(
+        requirement: str, admitted: list[str], others: list[str]) -> None:
     assert pythons.is_requirement(requirement)
     assert [version for version in admitted if not pythons.admits(requirement, version)] == []
     assert [version for version in others if pythons.admits(requirement, version)] == []
 
 
-@pytest.mark.parametrize("text", ["", "3.11", ">=3", ">=3.11.1.1", "~=3.11", "==3.11.*", "===3.11", ">=3.11,", ">=3.11;<3.12", ">=three.11", ">=3.11rc1",
-                                  "==3.11\n.7", ">=3.99999999", ">=3.11" + ",>=3.11" * 100, None, 3.11, [">=3.11"], {"a": 1}])
+@pytest.mark.parametrize("text", ["", "3.11", ">=3", ">=3.11.1.1", "~=3.11", "==3.11.*", "===3.11", ">=3.11,", ">=3.11;<3.12",
+                                  ">=three.11", ">=3.11rc1", "==3.11\n.7", ">=3.99999999", ">=3.11" + ",>=3.11" * 100, None, 3.11,
+                                  [">=3.11"], {"a": 1}])
 def test_anything_else_is_none(text: object) -> None:
     assert not pythons.is_requirement(text)
 
