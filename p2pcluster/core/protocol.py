@@ -182,9 +182,11 @@ def _is_held(held: Any) -> bool:
 
 
 def _is_piece(piece: Any) -> bool:
-    if not (isinstance(piece, list) and len(piece) == 4 and all(map(is_number, piece[:3])) and piece[0] < piece[1]):
+    if type(piece) is not list or len(piece) != 4:
         return False
-    return piece[3] is None or (isinstance(piece[3], list) and len(piece[3]) == piece[1] - piece[0])
+    lo, hi, run, keys = piece
+    are_numbers = type(lo) is type(hi) is type(run) is int and 0 <= lo < hi < NUMBER_END and 0 <= run < NUMBER_END
+    return are_numbers and (keys is None or (type(keys) is list and len(keys) == hi - lo))
 
 
 def _is_item_id(name: Any) -> bool:
