@@ -149,10 +149,10 @@ class Offering:
 
     def _on_run_started(self, reply: Reply) -> None:
         name = self._manifest["pipeline"]
-        self.watched = (name, reply["run"])
         if "run" not in reply:
             self.is_asking = False
             return
+        self.watched = (name, reply["run"])
         self._out(f"{name}: run {reply['run']} {'starts' if reply['result'] == 'ok' else 'goes on'}")
 
     def ended(self, pipelines: dict[str, dict[str, Any]]) -> RunEnd | None:
@@ -163,9 +163,9 @@ class Offering:
         pipeline = pipelines[name]
         if pipeline["run"] < run or (pipeline["run"] == run and not pipeline["is_over"]):
             return None
-        parked = pipeline["parked"]
         if pipeline["run"] > run:
             return RunEnd(f"{name}: run {run} is over and run {pipeline['run']} has begun", 0)
+        parked = pipeline["parked"]
         text = f"{name}: run {run} done in {pipeline['seconds']:.1f} s"
         if parked:
             text += f", {parked} item{'s' if parked > 1 else ''} parked: python -m p2pcluster parked list"
