@@ -6,7 +6,6 @@ here. Whatever was named by somebody else becomes markup through `element` alone
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,7 +14,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 HISTORY_S = 600
-HISTORY_STEP_S = 5  # one point of a line; the rates of a status are of the last five seconds
+HISTORY_STEPS = 120
+HISTORY_STEP_S = HISTORY_S // HISTORY_STEPS  # one point of a line; the rates of a status are of the last five seconds
 PARKED_SHOWN_MAX = 50
 SERIES_MAX = 2000  # of one metric; how many more there would be is a metric too
 ROLES = ("leader", "voter", "standby", "worker")
@@ -46,27 +46,24 @@ class History:
     """The last ten minutes, one point for every few seconds in which somebody looked."""
 
     def __init__(self) -> None:
-        self._points: deque[tuple[int, dict[tuple[str, str, str], float]]] = deque()
+        self._points: dict[int, dict[tuple[str, str, str], float]] = {}  # by step, the oldest first
 
     def add(self, now_s: float, status: Record) -> None:
         """Remember this status; of several in one step the last one."""
         step = int(now_s // HISTORY_STEP_S)
-        if self._points and self._points[-1][0] == step:
-            self._points.pop()
         point = {("stage", one["pipeline"], one["name"]): float(one["rate_per_s"]) for one in status["stages"]}
         point |= {("queue", one["pipeline"], one["name"]): float(_depth(one)) for one in status["queues"]}
-        self._points.append((step, point))
-        while self._points[0][0] <= step - HISTORY_S // HISTORY_STEP_S:
-            self._points.popleft()
+        self._points[step] = point
+        while (oldest := next(iter(self._points))) <= step - HISTORY_STEPS:
+            del self._points[oldest]
 
     def lines(self) -> dict[tuple[str, str, str], Values]:
         """For each stage its rates, and for each queue its depths, oldest first."""
         if not self._points:
             return {}
-        newest, point = self._points[-1]
-        by_step = dict(self._points)
-        steps = range(newest - HISTORY_S // HISTORY_STEP_S + 1, newest + 1)
-        return {key: tuple(by_step.get(step, {}).get(key) for step in steps) for key in point}
+        newest = max(self._points)
+        steps = range(newest - HISTORY_STEPS + 1, newest + 1)
+        return {key: tuple(self._points.get(step, {}).get(key) for step in steps) for key in self._points[newest]}
 
 
 # ---- markup

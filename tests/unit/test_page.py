@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import re
 import threading
 import xml.etree.ElementTree as xml
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from p2pcluster import Pipeline, Queue, page, sink, source, stage, view
 from p2pcluster.client import Link
+from p2pcluster.config import Address, Options
 from p2pcluster.core.codec import Message
 from p2pcluster.errors import NoLeader
 from p2pcluster.view import History, Snapshot, graph, metrics, sparkline, view_of
@@ -266,10 +269,13 @@ def test_history_has_a_point_for_every_few_seconds_and_gaps_where_nobody_looked(
     lines = history.lines()
     assert lines["stage", "squares", "Square"][-6:] == (2.0, 3.0, None, None, None, 4.0)
     assert lines["queue", "squares", "Square"][-1] == 7.0
-    assert {len(line) for line in lines.values()} == {view.HISTORY_S // view.HISTORY_STEP_S}
+    assert {len(line) for line in lines.values()} == {view.HISTORY_STEPS}
     history.add(25.0 + view.HISTORY_S, status_of(stages=[], queues=[queue_of()]))
     assert list(history.lines()) == [("queue", "squares", "Square")]
     assert history.lines()["queue", "squares", "Square"][:-1] == (None,) * 119
+    for at_s in range(2 * view.HISTORY_S):
+        history.add(1000.0 + at_s, status_of())
+    assert len(vars(history)["_points"]) == view.HISTORY_STEPS, "it does not grow"
 
 
 @given(st.lists(st.none() | st.floats(min_value=0, max_value=1e9), max_size=120))
@@ -424,6 +430,21 @@ def test_trouble_is_told_beside_what_was_known_and_forgotten_when_it_is_over() -
     assert (found.trouble, found.status) == ("no leader now", at.link.status) and not at.link.is_open
     at.link.trouble = None
     assert at.after(1).trouble is None and at.link.is_open
+
+
+def test_who_watches_is_told_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = FakeLink()
+    monkeypatch.setattr(page, "Link", lambda options, timeout_s: link.connect())
+    with page.serving(Options(page=Address("127.0.0.1", 0))) as url:
+        where = url.removeprefix("http://").rstrip("/")
+        watching = http.client.HTTPConnection(where, timeout=30)
+        watching.request("GET", "/events")
+        answer = watching.getresponse()
+        assert answer.readline().startswith(b"retry")
+    assert len(list(itertools.islice(iter(answer.readline, b""), 20))) < 20, "the stream ends"
+    watching.close()
+    with pytest.raises(ConnectionError):
+        http.client.HTTPConnection(where, timeout=30).request("GET", "/")
 
 
 @pytest.mark.parametrize(("hosts", "is_own"), [
