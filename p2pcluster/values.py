@@ -15,6 +15,7 @@ from typing import Any
 from p2pcluster import config
 from p2pcluster.errors import ValueRefused
 
+MAIN_MODULES = ("__main__", "__mp_main__")  # the second is a script that a process has run for its functions
 
 ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "pickle": pickle.dumps,  # bare: a protocol by keyword would cost as much as the pickling of a small value
@@ -38,7 +39,7 @@ def check_value(body: bytes) -> None:
         raise ValueRefused(
             f"a value of {len(body):,} bytes is over the limit of {config.VALUE_BYTES_MAX >> 20} MiB: put the data in a file and emit its path"
         )
-    if b"__main__" in body and _names_main(body):
+    if b"_main__" in body and _names_main(body):
         raise ValueRefused(
             "a value's class lives in __main__, where no other process finds it: move the class to a module that the project imports"
         )
@@ -52,7 +53,7 @@ def _names_main(body: bytes) -> bool:
         for opcode, argument, _ in pickletools.genops(body):
             if opcode.name == "MEMOIZE":
                 memo.append(pushed[-1])
-            elif opcode.name == "STACK_GLOBAL" and pushed[-2] == "__main__":
+            elif opcode.name == "STACK_GLOBAL" and pushed[-2] in MAIN_MODULES:
                 return True
             elif opcode.name.endswith("BINGET"):
                 assert isinstance(argument, int), "a memo's place is a number"

@@ -1,11 +1,13 @@
 """The clients of the older API: where the functions run.
 
-Decided here: how a client finds its server and how long it waits for the first word of it, and how it learns what to run where the server says so:
-by JSON that names functions, never by a pickle. Files that a server sends go into a folder of their own.
+Decided here: how a client finds its server and how long it waits for the first word of it, and how it learns what to run where the server
+says so: by JSON that names functions, never by a pickle. Files that a server sends go into a folder of their own.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import secrets
 import socket
@@ -26,36 +28,46 @@ from p2pcluster.classic.queues import Door, Queues, server_queues
 from p2pcluster.client import Cluster, bodies_of
 from p2pcluster.config import Address
 from p2pcluster.core.codec import Message
-from p2pcluster.errors import ClusterError, ClusterNotFound, WrongUsage
+from p2pcluster.errors import ClusterError, ClusterNotFound, ProjectError, WrongUsage
 
 ASK_AGAIN_S = 5.0  # the server may have been started again meanwhile, and forgotten what it was asked
 READ_EACH_S = 0.1
 
 
 class _Client:
-    """What all clients have: a server, a key, queues, and processes."""
+    """What all clients have: a server, a key, queues, and processes. One that is made while a script is run for its functions connects
+    when one of these uses it."""
 
     def __init__(self, port: int, authkey: bytes | str, find: Callable[[float], Address], timeout_s: float) -> None:
         self.port = port
-        self._queues = Queues(lambda: self._door)
-        if is_loading():
-            return
-        self._secret = utils.stretched(authkey, port)
-        utils.warn_of_weak_key(authkey)
-        self._door = self._found(find, timeout_s)
-
-    def _found(self, find: Callable[[float], Address], timeout_s: float) -> Door:
-        """Connect to the server, once it is there. Raises `ClusterNotFound`, `AuthenticationFailed`."""
-        self._by_s = time.monotonic() + timeout_s
+        self._authkey = authkey
+        self._find = find
         self._timeout_s = timeout_s
+        self._queues = Queues(lambda: self._door)
+        if not is_loading():
+            utils.warn_of_weak_key(authkey)
+            self.connect()
+
+    @functools.cached_property
+    def _secret(self) -> bytes:
+        return utils.stretched(self._authkey, self.port)
+
+    @functools.cached_property
+    def _door(self) -> Door:
+        """The way to the server, once that is there. Raises `ClusterNotFound`, `AuthenticationFailed`."""
+        self._by_s = time.monotonic() + self._timeout_s
         self._has_said = False
-        self.server = find(timeout_s)
+        self.server = self._find(self._timeout_s)
         door = Door(utils.options_of(self.port, seed=self.server), self._secret, self._on_try)
         try:
             door.open(max(1.0, self._by_s - time.monotonic()))
         except ClusterNotFound as error:
-            raise ClusterNotFound(f"there was no server at {self.server} for {timeout_s:g} s ({error})") from error
+            raise ClusterNotFound(f"there was no server at {self.server} for {self._timeout_s:g} s ({error})") from error
         return door
+
+    def connect(self) -> Door:
+        """Wait for the server here, and not at some later line."""
+        return self._door
 
     def _on_try(self, trouble: ClusterError | None) -> None:
         if trouble is None:
@@ -81,7 +93,8 @@ class _Client:
         known = server_queues(self._door.cluster)
         for name in names:
             if name not in known:
-                raise WrongUsage(f"the server at {self.server} has no queue {name!r}, it has {', '.join(known) or 'none'}: name it in the server's configure")
+                raise WrongUsage(f"the server at {self.server} has no queue {name!r}, it has {', '.join(known) or 'none'}: name it in the "
+                                 "server's configure")
 
     def _run(self, jobs: Sequence[Job], folder: str | None = None, path: Sequence[str] | None = None) -> None:
         self._check([name for job in jobs for name in job.queues])
@@ -90,7 +103,7 @@ class _Client:
 
 
 class BaseClient(_Client):
-    """Runs functions on the queues of the server at `(host, port)`. Waits `timeout_s` for it at first, and later for as long as it is away."""
+    """Runs functions on the queues of the server at `(host, port)`. Waits `timeout_s` for it at first, later for as long as it is away."""
 
     @utils.in_one_line
     def __init__(self, server_address: tuple[str, int], authkey: bytes | str, *, timeout_s: float = utils.CONNECT_S) -> None:
@@ -125,13 +138,10 @@ class FunctionClient(_Client):
     def __init__(self, server_port: int, authkey: bytes | str, *, timeout_s: float = utils.CONNECT_S) -> None:
         super().__init__(server_port, authkey, lambda left_s: search(server_port, self._secret, left_s), timeout_s)
         if blocking_call():
-            self._run_what_it_says(timeout_s)
-
-    def _run_what_it_says(self, timeout_s: float) -> None:
-        answer = ask(self._door.cluster, self.server, timeout_s)
-        jobs = [_job_said(one, one["script"] and Path(one["script"]).stem) for one in answer["functions"]]
-        _say_what_runs(jobs)
-        self._run(jobs)
+            answer = ask(self._door.cluster, self.server, timeout_s)
+            jobs = [_job_said(one, _script_here) for one in answer["functions"]]
+            _say_what_runs(jobs)
+            self._run(jobs)
 
 
 class ProtocolClient(_Client):
@@ -139,9 +149,7 @@ class ProtocolClient(_Client):
 
     @utils.in_one_line
     def __init__(self, server_port: int, authkey: bytes | str, *, timeout_s: float = utils.CONNECT_S) -> None:
-        self._wait_s = timeout_s
         super().__init__(server_port, authkey, lambda left_s: search(server_port, self._secret, left_s), timeout_s)
-        self._authkey = authkey
 
     @utils.in_one_line
     def run(self) -> None:
@@ -149,9 +157,9 @@ class ProtocolClient(_Client):
         if not blocking_call():
             return
         cluster = self._door.cluster
-        answer = ask(cluster, self.server, self._wait_s)
+        answer = ask(cluster, self.server, self._timeout_s)
         with received(cluster, answer["version"], answer["zip_sha256"]) as folder:
-            jobs = [_job_said(one, None, folder) for one in answer["functions"]]
+            jobs = [_job_said(one, lambda script: str(folder / script)) for one in answer["functions"]]
             _say_what_runs(jobs)
             self._queue_client(answer["port"])._run(jobs, str(folder), [str(folder), *sys.path[1:]])
 
@@ -159,7 +167,7 @@ class ProtocolClient(_Client):
         """A client of the server that has the queues, which may be another one of that machine."""
         if port == self.port:
             return self
-        return BaseClient((self.server.host, port), self._authkey, timeout_s=self._wait_s)
+        return BaseClient((self.server.host, port), self._authkey, timeout_s=self._timeout_s)
 
 
 def search(port: int, secret: bytes, timeout_s: float) -> Address:
@@ -186,15 +194,25 @@ def _in_step(funcs: Any, args: Any, counts: Any) -> Iterator[tuple[Any, Any, Any
     funcs, args = list(funcs), list(args)
     counts = [counts] * len(funcs) if isinstance(counts, int) else list(counts)
     if not len(funcs) == len(args) == len(counts):
-        raise WrongUsage(f"process got {len(funcs)} functions, the queues of {len(args)} and the numbers of processes of {len(counts)}: give one of each")
+        raise WrongUsage(f"process got {len(funcs)} functions, the queues of {len(args)} and the numbers of processes of {len(counts)}: "
+                         "give one of each")
     return zip(funcs, args, counts, strict=True)
 
 
-def _job_said(one: dict[str, Any], module: str | None, folder: Path | None = None) -> Job:
-    """A function that the server names. Its own script is a module here, or a file among those that it sent."""
-    script = str(folder / one["script"]) if folder is not None and one["script"] else None
-    reference = Reference(module or one["module"], one["qualname"], script, one["package"], one["calls"])
+def _job_said(one: dict[str, Any], find_script: Callable[[str], str]) -> Job:
+    """A function that the server names; one of its own script is looked for here."""
+    script = find_script(one["script"]) if one["script"] else None
+    reference = Reference(one["module"], one["qualname"], script, one["package"], one["calls"])
     return Job(one["name"], reference, tuple(one["queues"]), one["count"])
+
+
+def _script_here(script: str) -> str:
+    """The server's script on this machine. Raises `ProjectError`."""
+    spec = importlib.util.find_spec(Path(script).stem)
+    if spec is None or spec.origin is None:
+        raise ProjectError(f"the server's functions stand in its script {script}, which is not beside this program: copy it here, or use "
+                           "ProtocolServer, which sends the files")
+    return spec.origin
 
 
 def _say_what_runs(jobs: Sequence[Job]) -> None:
@@ -205,7 +223,7 @@ def _say_what_runs(jobs: Sequence[Job]) -> None:
 
 
 def ask(cluster: Cluster, server: Address, timeout_s: float) -> dict[str, Any]:
-    """What to run here, from the server's scheduler. Raises `ClusterNotFound` when no answer comes in time, `ClusterError` with what it says."""
+    """What to run here, by the server's scheduler. Raises `ClusterNotFound` when no answer comes in time, `ClusterError` when it failed."""
     me, by_s = secrets.token_hex(8), time.monotonic() + timeout_s
     if utils.ASKED not in [record["name"] for record in cluster.manifest["queues"]]:
         raise WrongUsage(f"the server at {server} does not say what to run: it is no FunctionServer or ProtocolServer; use BaseClient")
@@ -247,8 +265,8 @@ def facts(server: Address) -> dict[str, Any]:
         memory_gb: float | None = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1)
     except (ValueError, OSError, AttributeError):
         memory_gb = None
-    return {"name": socket.gethostname(), "cores": os.cpu_count() or 1, "memory_gb": memory_gb, "tags": list(utils.options_of(server.port).tag),
-            "address": address, "runs": []}
+    tags = list(utils.options_of(server.port).tag)
+    return {"name": socket.gethostname(), "cores": os.cpu_count() or 1, "memory_gb": memory_gb, "tags": tags, "address": address}
 
 
 @contextmanager

@@ -30,14 +30,15 @@ def find_server(options: Options, secret: bytes, timeout_s: float) -> Address:
         return found
     if other_key:
         raise AuthenticationFailed(f"the server of port {options.port} at {other_key} has another authkey: give both programs the same")
-    raise ClusterNotFound(f"no server of port {options.port} and this authkey was heard for {timeout_s:g} s: start one, let UDP and TCP port "
-                          f"{options.port} through the firewalls, or name its address with BaseClient")
+    raise ClusterNotFound(f"no server of port {options.port} and this authkey was heard for {timeout_s:g} s: start one, let UDP and TCP "
+                          f"port {options.port} through the firewalls, or name its address with BaseClient")
 
 
 class _Search:
     def __init__(self, options: Options, secret: bytes, lan: Lan) -> None:
         self._lan = lan
-        self._gate = Gate(derive_key(secret), options.cluster, secrets.token_hex(8), secrets.token_hex(8), secrets.token_bytes(32), protocol.VERSION)
+        node_id, boot_id = secrets.token_hex(8), secrets.token_hex(8)
+        self._gate = Gate(derive_key(secret), options.cluster, node_id, boot_id, secrets.token_bytes(32), protocol.VERSION)
         self._me = Beacon(
             name="client", state=State.JOINING, cluster_id=None, generation=0, term=0, leader_id=None, leader_address=None, last_index=0,
             last_term=0, commit_index=0, role="none", voters=0, members=0, has_work=False, expect=1, tcp_host=None, tcp_port=options.port,

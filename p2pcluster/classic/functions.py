@@ -1,9 +1,9 @@
 """How a function of the user's is named to another process, and found again there.
 
-Decided here: a function travels as the place where it stands and never as code or as a pickle; and a script is run once more to get at its
-functions, under the name `__mp_main__` as `multiprocessing` does it, while everything of the older API that it calls does nothing. The run ends
-at the call for whose processes it is, or before it where the script needs something that came out of a queue. So a script needs no `if __name__`
-guard.
+Decided here: a function travels as the place where it stands and never as code or as a pickle; and a script is run once more to get at
+its functions, under the name `__mp_main__` as `multiprocessing` does it, while everything of the older API that it calls does nothing.
+The run ends at the call for whose processes it is, or before it where the script needs something that came out of a queue. So a script
+needs no `if __name__` guard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MAIN = "__mp_main__"
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a function stands. `script` is its file, where it stands in the program itself; `calls` the blocking calls up to the one it is for."""
+    """Where a function stands. `script` is its file, where it stands in the program itself; `calls` the blocking calls up to the one that
+    it is for."""
 
     module: str
     qualname: str
@@ -72,7 +73,7 @@ def blocking_call() -> bool:
 
 
 def needs_value() -> None:
-    """The script would go on by what is in a queue, and here is nothing. Raises `ScriptEnds` once the function that is looked for is there."""
+    """The script would go on by what is in a queue, and here is nothing. Raises `ScriptEnds` if what is looked for is there already."""
     if hasattr(_loading.module, _loading.wanted):
         raise ScriptEnds
 
@@ -98,13 +99,14 @@ def find(reference: Reference) -> Callable[..., Any]:
     try:
         found: Any = _main(reference) if reference.script else importlib.import_module(reference.module)
     except ModuleNotFoundError as error:
-        raise ProjectError(f"module {error.name!r} is not on this machine: put it beside the program, or use ProtocolServer, which sends the "
-                           "files") from error
+        raise ProjectError(f"module {error.name!r} is not on this machine: put it beside the program, or use ProtocolServer, which sends "
+                           "the files") from error
     for name in reference.qualname.split("."):
         found = getattr(found, name, None)
     if not callable(found):
         where = reference.script or f"module {reference.module}"
-        raise ProjectError(f"there is no function {reference.qualname} in {where} up to the call that starts its processes: define it before that")
+        raise ProjectError(f"there is no function {reference.qualname} in {where} up to the call that starts its processes: define it "
+                           "before that")
     return found  # type: ignore[no-any-return]
 
 

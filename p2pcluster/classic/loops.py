@@ -1,8 +1,8 @@
 """What a decorated function's process does with its queues: take, call, finish; again.
 
-Decided here: an input is finished and its outputs are put in one command, so that an item is lost by nobody's death; how much is taken ahead (what
-takes about as long as `config.WORK_TARGET_US`); that an item whose function raises is tried again here and then parked with the traceback; and
-that who feeds a queue waits while `config.QUEUE_ITEMS_MAX` values are in it.
+Decided here: an input is finished and its outputs are put in one command, so that an item is lost by nobody's death; how much is taken
+ahead (what takes about as long as `config.WORK_TARGET_US`); that an item whose function raises is tried again here and then parked with
+the traceback; and that who feeds a queue waits while `config.QUEUE_ITEMS_MAX` values are in it.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ class _Taker:
             if stopping.wait(delay_s):
                 raise KeyboardInterrupt
             return
-        utils.say(f"{self._stage.name} failed {attempt + 1} times with an item of {self._name}, which is parked: python -m p2pcluster parked "
-                  f"--cluster {self._cluster.link.options.cluster}")
+        utils.say(f"{self._stage.name} failed {attempt + 1} times with an item of {self._name}, which is parked: python -m p2pcluster "
+                  f"parked --cluster {self._cluster.link.options.cluster}")
         record = error_of(error)
         fail = Message("fail", {"queue": self._full, "id": item_id, "fence": self._fence, "error": record, "delay_ms": 0})
         self._cluster.link.call(fail)

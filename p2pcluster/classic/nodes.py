@@ -1,7 +1,7 @@
-"""The node behind a server of the older API: a daemon alone in the cluster of its port, in a thread, with the queues deployed as a pipeline.
+"""The node behind a server of the older API: a daemon in a thread, alone in the cluster of its port, with the queues as a pipeline.
 
-Decided here: the manifest (queues that are fed from outside and never closed, no stages), where home and key lie, and what a start says of the items
-that are there from before. It is spoken to as any node is, by `p2pcluster.client`.
+Decided here: the manifest (queues that are fed from outside and never closed, no stages), where home and key lie, and what a start says
+of the items that are there from before. It is spoken to as any node is, by `p2pcluster.client`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class QueueNode:
         self._error: BaseException | None = None
 
     def start(self, names: Sequence[str], files: Path | None = None, talks: bool = False) -> None:
-        """Be a node with these queues; `files` is the folder that is shipped with them, `talks` says whether clients ask what to run. Raises
-        `HomeError` where that cannot be."""
+        """Be a node with these queues; `files` is the folder that is shipped with them, `talks` says whether clients ask what to run.
+        Raises `HomeError` where that cannot be."""
         options = self.options
         _refuse_taken_port(options.bind, self.port)
         home = Home.open(options.home or config.default_home(Path.home(), options.cluster, socket.gethostname()))
         try:
             keyfile = Keyfile(home.path / config.KEY_FILE) if options.home else Keyfile.default(options.cluster)
             keyfile.set_key(self._secret.decode())
-            offer = Offer(without=f"queues: {', '.join(names) or 'none'}")
+            offer = Offer(without="a server of the older API: this node holds queues, and its clients run the functions")
             daemon = Daemon(options, home, keyfile, offer, alone=True)
         except BaseException:
             home.close()
@@ -58,7 +58,8 @@ class QueueNode:
         self._thread = threading.Thread(target=self._serve, args=(daemon,), daemon=True)
         self._thread.start()
         host = options.bind if options.bind != config.BIND_ANY else config.BIND_LOOPBACK
-        self.door = Door(utils.options_of(self.port, seed=Address(host, self.port)), self._secret, lambda trouble: self._raise_what_ended_it())
+        here = utils.options_of(self.port, seed=Address(host, self.port))
+        self.door = Door(here, self._secret, lambda trouble: self._raise_what_ended_it())
         self._deploy(names, files, talks)
 
     def _serve(self, daemon: Daemon) -> None:
@@ -106,13 +107,14 @@ class QueueNode:
     def _tell_of_before(self, cluster: Cluster, names: Sequence[str], talks: bool) -> None:
         for name in (utils.ASKED, utils.ANSWERS) if talks else ():
             cluster.discard(name)
+        waiting = {q["name"]: q["ready"] + q["leased"] + q["delayed"] + q["parked"] for q in cluster.status()["queues"]
+                   if q["pipeline"] == utils.PIPELINE}
         if self._fresh:
-            for name in names:
+            for name in waiting:
                 cluster.discard(name)
-        found = {q["name"]: q["ready"] + q["leased"] + q["delayed"] for q in cluster.status()["queues"] if q["pipeline"] == utils.PIPELINE}
-        before = [f"{found[name]} in {name}" for name in names if found.get(name)]
-        if before:
-            utils.say(f"items from before: {', '.join(before)}; fresh=True would drop them")
+        elif before := [f"{count} in {name}" + ("" if name in names else ", which is not configured now")
+                        for name, count in waiting.items() if count]:
+            utils.say(f"items from before: {'; '.join(before)}; fresh=True would drop them")
         utils.say(f"serving {', '.join(names) or 'no queues'} on port {self.port}")
 
 
@@ -124,7 +126,8 @@ def manifest_of(names: Sequence[str], talks: bool) -> dict[str, Any]:
 
 
 def _queue(name: str, codec: str) -> dict[str, Any]:
-    return {"name": name, "maxsize": None, "bytes_max": None, "codec": codec, "read_by": utils.READER, "fed_by": [], "outside": True, "results": False}
+    return {"name": name, "maxsize": None, "bytes_max": None, "codec": codec, "read_by": utils.READER, "fed_by": [], "outside": True,
+            "results": False}
 
 
 def _packed(files: Path | None, names: Sequence[str]) -> bundle.Bundle:
@@ -140,4 +143,5 @@ def _refuse_taken_port(bind: str, port: int) -> None:
     try:
         socket.create_server((bind, port)).close()
     except OSError as error:
-        raise HomeError(f"port {port} cannot be had ({error.strerror}): end the program that has it, or take another port in server and clients") from error
+        raise HomeError(f"port {port} cannot be had ({error.strerror}): end the program that has it, or take another port in server and "
+                        "clients") from error

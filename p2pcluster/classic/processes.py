@@ -1,7 +1,7 @@
 """The processes of one `process` call: started, watched, replaced, ended.
 
-Decided here: a process that dies (a signal, `os._exit`) is replaced, one whose function has returned or raised is not; what is said about the server is said once for all of them; and Ctrl-C lets what runs finish. Nothing here
-looks at a clock while nothing happens.
+Decided here: a process that dies (a signal, `os._exit`) is replaced, one whose function has returned or raised is not; what is said about
+the server is said once for all of them; and Ctrl-C lets what runs finish. Nothing here looks at a clock while nothing happens.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class _Process:
         os.set_inheritable(theirs.fileno(), True)
         try:
             self.popen = subprocess.Popen(
-                worker.command(theirs.fileno(), self.job.name), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), cwd=self._setting.folder,
-                process_group=0,  # Ctrl-C is the program's to answer
+                worker.command(theirs.fileno(), self.job.name), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),),
+                cwd=self._setting.folder, process_group=0,  # Ctrl-C is the program's to answer
             )
         finally:
             theirs.close()
@@ -70,8 +70,9 @@ class _Process:
         self.socket = ours
         self.channel = Channel(ours)
         setting, job = self._setting, self.job
-        self.send(Message("setup", {"function": job.function.as_fields(), "name": job.name, "queues": list(job.queues), "port": setting.port,
-                                    "server": setting.server, "path": list(setting.path), "argv": sys.argv}, (setting.secret,)))
+        fields = {"function": job.function.as_fields(), "name": job.name, "queues": list(job.queues), "port": setting.port,
+                  "server": setting.server, "path": list(setting.path), "argv": sys.argv}
+        self.send(Message("setup", fields, (setting.secret,)))
 
     def send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # it has died, which its socket's end tells
@@ -105,8 +106,8 @@ class Processes:
         finally:
             self._selector.close()
         if self._failed:
-            raise ClusterError(f"of {len(self._processes)} processes {len(self._failed)} ended with an error ({', '.join(sorted(set(self._failed)))}); "
-                               "it is printed above")
+            raise ClusterError(f"of {len(self._processes)} processes {len(self._failed)} ended with an error "
+                               f"({', '.join(sorted(set(self._failed)))}): it is printed above")
 
     @property
     def _running(self) -> list[_Process]:

@@ -1,7 +1,7 @@
 """The queues of the older API: the methods of Python's `queue.Queue` over a queue of the server's.
 
-Decided here: a raw `get` acknowledges at once, so its item is the caller's alone; queues have no maximum, so `put` never waits for room; a server
-that is away is waited for. Each thread has a connection of its own.
+Decided here: a raw `get` acknowledges at once, so its item is the caller's alone; queues have no maximum, so `put` never waits for room;
+a server that is away is waited for. Each thread has a connection of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Door:
         while cluster.project() is None:
             if time.monotonic() > deadline_s:
                 cluster.close_connection()
-                raise ClusterNotFound(f"the node at {self.options.seed[0]} has no queues after {timeout_s:g} s: is it a server of the older API?")
+                raise ClusterNotFound(f"the node at {self.options.seed[0]} has no queues after {timeout_s:g} s: is it a server of the "
+                                      "older API?")
             time.sleep(RETRY_S)
         cluster.link.timeout_s = utils.FOREVER_S
         self._local.cluster = cluster

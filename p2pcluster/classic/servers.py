@@ -1,7 +1,7 @@
 """The servers of the older API: where the queues are, and what says what clients run.
 
-Decided here: when the node starts (with `runserver`, or before it when a queue is asked for), that Ctrl-C and SIGTERM end it in order, and how a
-client's question reaches the scheduler: by two queues, as JSON that names functions.
+Decided here: when the node starts (with `runserver`, or before it when a queue is asked for), that Ctrl-C and SIGTERM end it in order,
+and how a client's question reaches the scheduler: by two queues, as JSON that names functions.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class FunctionServer(BaseServer):
     """Tells its clients what to run: `functions = {name: [function, [queues]]}`, or with a third element, the number of processes."""
 
     @utils.in_one_line
-    def __init__(self, port: int, authkey: bytes | str, functions: Mapping[str, Sequence[Any]], *, home: str | os.PathLike[str] | None = None,
-                 fresh: bool = False) -> None:
+    def __init__(self, port: int, authkey: bytes | str, functions: Mapping[str, Sequence[Any]], *,
+                 home: str | os.PathLike[str] | None = None, fresh: bool = False) -> None:
         super().__init__(port, authkey, home=home, fresh=fresh)
         self._functions = {name: _whole(name, one) for name, one in functions.items()}
         self.configure(_queues_of(self._functions))
@@ -105,8 +105,8 @@ class FunctionServer(BaseServer):
 
 
 class ProtocolServer:
-    """Tells its clients what to run, as a scheduler decides, and sends them the folder of this program. The queues are those of `cluster_server`,
-    which may have another port. Serves in its constructor."""
+    """Tells its clients what to run, as a scheduler decides, and sends them the folder of this program. The queues are those of
+    `cluster_server`, which may have another port. Serves in its constructor."""
 
     @utils.in_one_line
     def __init__(self, port: int, cluster_server: BaseServer, functions: Mapping[str, Sequence[Any]], scheduler: Any, *,
@@ -114,7 +114,8 @@ class ProtocolServer:
         if not blocking_call():
             return
         if not callable(getattr(scheduler, "schedule", None)):
-            raise WrongUsage(f"{scheduler!r:.80} is no scheduler: give an object with schedule(info, functions), such as PipelineReplicate()")
+            raise WrongUsage(f"{scheduler!r:.80} is no scheduler: give an object with schedule(info, functions), such as "
+                             "PipelineReplicate()")
         whole = {name: _whole(name, one) for name, one in functions.items()}
         cluster_server.configure(_queues_of(whole))
         is_same = cluster_server.port == port
@@ -139,6 +140,7 @@ class Clerk(threading.Thread):
         self._scheduler = scheduler
         self._port = port
         self._functions = {name: pickle.dumps(one) for name, one in functions.items()}
+        self._runs: dict[str, list[str]] = {}  # by machine, what its clients were told
 
     def run(self) -> None:
         assert self._node.door is not None, "its node was started"
@@ -151,10 +153,11 @@ class Clerk(threading.Thread):
             utils.say(f"clients are told nothing any more: {error}")
 
     def _answer(self, client: str, facts: dict[str, Any]) -> dict[str, Any]:
-        info = ClientInfo.of(facts)
+        info = ClientInfo.of({**facts, "runs": self._runs.get(facts["name"], [])})
         try:
             functions = [_said(job) for job in jobs_of(self._scheduler.schedule(info, dict(self._functions)))]
             error = ""
+            self._runs.setdefault(info.name, []).extend(one["name"] for one in functions)
         except Exception as raised:  # the user's scheduler may raise anything; the client hears of it
             traceback.print_exc()
             functions, error = [], f"{type(raised).__name__}: {raised}"
@@ -176,7 +179,8 @@ def jobs_of(scheduled: Any) -> Iterator[Job]:
 def _whole(name: str | None, one: Any) -> list[Any]:
     """`[function, queues, count]`. Raises `WrongUsage`."""
     if not isinstance(one, (list, tuple)) or not 2 <= len(one) <= 3 or not callable(one[0]):
-        raise WrongUsage(f"{name or 'a function'} is {one!r:.80} but must be [function, [queues]] or [function, [queues], number of processes]")
+        raise WrongUsage(f"{name or 'a function'} is {one!r:.80} but must be [function, [queues]], or [function, [queues], number of "
+                         "processes]")
     return [one[0], utils.names_of(one[1]), one[2] if len(one) == 3 else 1]
 
 

@@ -1,7 +1,7 @@
 """What the older API's servers and clients agree on: the cluster of a port, its key, the names inside it, and how trouble is told.
 
-Decided here: an authkey, however weak, is stretched before it is a cluster's key; a program of the older API ends with one line where it cannot
-go on, and with `Stopped` on Ctrl-C.
+Decided here: an authkey, however weak, is stretched before it is a cluster's key; a program of the older API ends with one line where it
+cannot go on, and with `Stopped` on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def stretched(authkey: bytes | str, port: int) -> bytes:
 def warn_of_weak_key(authkey: bytes | str) -> None:
     """Say so, on standard error, where a key can be guessed."""
     if len(authkey) < KEY_CHARACTERS_STRONG:
-        say(f"this authkey has {len(authkey)} characters: whoever guesses it runs code on every machine; take one of {KEY_CHARACTERS_STRONG} or "
+        say(f"this authkey has {len(authkey)} characters: whoever guesses it runs code on every machine; take {KEY_CHARACTERS_STRONG} or "
             "more, by chance, as python -c 'import secrets; print(secrets.token_hex(16))' makes it")
 
 

@@ -1,7 +1,7 @@
 """Inside a process that `process` has started: find the function, connect to the server, call it with its queues.
 
-Decided here: what ends the process. Its parent speaks over an inherited socket, whose end is this process's end; told to stop, a decorated function
-finishes the item in hand, and anything else is interrupted as by Ctrl-C.
+Decided here: what ends the process. Its parent speaks over an inherited socket, whose end is this process's end; told to stop, a
+decorated function finishes the item in hand, and anything else is interrupted as by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def command(descriptor: int, name: str) -> list[str]:
 def main(descriptor: int) -> int:
     """Run one process; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # a line is one write: processes share a terminal
+        # A line is one write, since processes share a terminal.
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     channel = Channel(socket.socket(fileno=descriptor))
     heard = channel.receive()
     if len(heard) != 1:  # nothing, or already that it is to stop

@@ -1,4 +1,6 @@
-"""The decorators of the older API: a decorated function that is called with queues runs the loop, and with anything else is the function itself."""
+"""The decorators of the older API: a decorated function that is called with queues runs the loop, and with anything else is the function
+itself.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import socket
 import sys
@@ -13,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import NodeProcess, Site, children_of, is_alive, wait_for
+from harness import ROOT, NodeProcess, Site, children_of, is_alive, wait_for
 
 from p2pcluster.lan import Lan
+from tests.namespaces import Switch, namespaces_can_be_made
 
 KEY = "b'a key of sixteen or more characters'"
 
@@ -69,8 +71,9 @@ class Programs:
         file.write_text(text)
         return file
 
-    def start(self, file: Path) -> NodeProcess:
-        return self.site.start(cwd=file.parent, command=[sys.executable, str(file)])
+    def start(self, file: Path, namespace: str | None = None, **environment: str) -> NodeProcess:
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        return self.site.start(cwd=file.parent, command=[*inside, sys.executable, str(file)], **environment)
 
     def server(self, text: str = SERVER, **values: object) -> NodeProcess:
         return self.start(self.write("server.py", text, **values))
@@ -116,6 +119,17 @@ def test_the_program_of_the_readme_of_the_older_package_runs_in_any_order_and_ct
     assert server.stop() == 0
 
 
+def test_the_programs_of_the_readme_do_what_it_says(programs: Programs) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    found = [re.findall(rf"^```python\n(# queue_{name}.py\n.*?)^```$", readme, flags=re.M | re.S) for name in ("server", "client")]
+    texts = [text.replace("50000", "{port}") for (text,) in found]
+    serving, working = (programs.start(programs.write(f"{number}.py", text)) for number, text in enumerate(texts))
+    wait_for(lambda: sorted(working.lines, key=int) == ["0", "3", "8", "15", "24"], "what it prints")
+    interrupt(working)
+    assert "this authkey has 8 characters" in "".join(serving.errors)
+    assert serving.stop() == 0
+
+
 def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_share_the_work(programs: Programs) -> None:
     """With a guard, the functions in a module beside the scripts, one client's functions given one by one."""
     programs.write("functions.py", FUNCTIONS, count=3000)
@@ -145,7 +159,7 @@ def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_s
 
 
 def test_undecorated_functions_loop_over_raw_queues_and_process_ends_with_them(programs: Programs) -> None:
-    """One function after the other, each for itself; `get` and `put` as of `queue.Queue`; and what nobody got is there for the next start."""
+    """One function after the other, each for itself, and the queues used in between: with `get` and `put` as of `queue.Queue`."""
     programs.server()
     client = programs.start(programs.write("client.py", """
         import queue
@@ -280,8 +294,8 @@ def test_a_function_server_names_functions_that_both_have(programs: Programs) ->
         from functions import Generate, Square, Subtract1, Print
         from p2pcluster.classic import FunctionServer
 
-        c = FunctionServer({port}, {key}, {"Generate": [Generate, ["a"]], "Square": [Square, ["a", "b"], 2], "Subtract1": [Subtract1, ["b", "c"]],
-                                           "Print": [Print, ["c"], 1]})
+        c = FunctionServer({port}, {key}, {"Generate": [Generate, ["a"]], "Square": [Square, ["a", "b"], 2],
+                                           "Subtract1": [Subtract1, ["b", "c"]], "Print": [Print, ["c"], 1]})
         c.runserver()
     """))
     client = programs.start(programs.write("client.py", """
@@ -388,3 +402,90 @@ def test_the_key_does_not_go_over_the_wire_and_a_weak_one_is_warned_about(progra
     assert "this authkey has 8 characters" in said(server, "authkey")
     said(server, "serving a on port")
     assert b"password" not in b"".join(file.read_bytes() for file in (programs.site.folder / ".p2pcluster").rglob("*") if file.is_file())
+
+
+def test_ctrl_c_gives_back_what_is_in_hand_and_a_killed_program_leaves_no_process(programs: Programs) -> None:
+    """With a guard, the functions in the script, one of which uses the script's own client."""
+    server = programs.server()
+    script = programs.write("client.py", """
+        import time
+        from p2pcluster.classic import BaseClient
+        from p2pcluster.classic.wrappers import o_wrap
+
+        c = BaseClient(('127.0.0.1', {port}), authkey={key})
+
+        @o_wrap
+        def Print(x):
+            c.queues['sub2pr_q'].put("begun")
+            time.sleep(3600)
+
+        if __name__ == '__main__':
+            c.queues['gen2sq_q'].put("item")
+            c.process([Print], [['gen2sq_q']], [1])
+    """)
+    look = programs.write("look.py", """
+        import time
+        from p2pcluster.classic import BaseClient
+
+        c = BaseClient(('127.0.0.1', {port}), authkey={key})
+        assert c.queues['sub2pr_q'].get(timeout=20) == "begun"
+        print("begun", flush=True)
+        sizes = c.queues['gen2sq_q']
+        while not sizes.qsize():
+            time.sleep(0.05)
+        print("it is back:", sizes.get())
+    """)
+    client, looking = programs.start(script), programs.start(look)
+    looking.wait_for_line("begun")
+    assert "it is back" not in "".join(looking.lines)
+    client.signal(signal.SIGINT)
+    said(client, "stopping: what runs may finish")
+    client.signal(signal.SIGINT)
+    assert client.wait_for_exit() == 130 and "Traceback" not in "\n".join(client.errors)
+    assert looking.finished().lines[-1] == "it is back: item"
+    again, looking = programs.start(script), programs.start(look)
+    looking.wait_for_line("begun")
+    again.kill()  # with which its processes end too: see harness
+    assert looking.finished().lines[-1] == "it is back: item"
+    server.stop()
+
+
+def test_servers_of_one_port_and_key_on_two_machines_stay_apart_and_a_client_elsewhere_finds_its_own(programs: Programs) -> None:
+    """Each on a host of its own, found by real broadcast, the server's address given or not."""
+    if not namespaces_can_be_made():
+        pytest.skip("network namespaces cannot be made here")
+    switch = Switch()
+    try:
+        first, second, third = (switch.host(name, f"10.77.4.{number}/24") for number, name in enumerate("abc", 1))
+        homes = [{"HOME": str(programs.site.folder / name), "P2PCLUSTER_BIND": "0.0.0.0"} for name in "abc"]
+        server = programs.start(programs.write("server.py", """
+            from p2pcluster.classic import BroadcastServer
+
+            c = BroadcastServer({port}, {key})
+            c.configure(['gen2sq_q', 'sq2sub_q', 'sub2pr_q'])
+            c.runserver()
+        """), first, **homes[0])
+        said(server, "serving gen2sq_q")
+        finder = programs.start(programs.write("finder.py", "from p2pcluster.classic import BroadcastClient", FUNCTIONS, """
+            c = BroadcastClient({port}, {key})
+            c.process([Generate, Square, Subtract1], {queues}[:3], [1, 2, 1])
+        """), third, **homes[2])
+        wait_for(lambda: list(children_of(finder.pid)), "it has found its server")
+        other = programs.start(programs.write("other.py", SERVER), second, **homes[1])
+        said(other, "serving gen2sq_q")
+        printing = "from p2pcluster.classic import BaseClient", FUNCTIONS, """
+            c = BaseClient(('10.77.4.1', {port}), authkey={key})
+            c.process(Print, ['sub2pr_q'], 1)
+        """
+        client = programs.start(programs.write("printing.py", *printing), second, **homes[1])
+        wait_for(lambda: len(got(client)) >= 40, "each number is printed")
+        assert got(client) == EXPECTED
+        assert not [line for line in [*server.lines, *other.lines] if "follows" in line or "joined" in line]
+        assert sum("leads cluster" in line for line in [*server.lines, *other.lines]) == 2
+        for node in (client, finder):
+            interrupt(node)
+    finally:
+        for node in programs.site.nodes:
+            if node.is_running:
+                node.kill()
+        switch.close()

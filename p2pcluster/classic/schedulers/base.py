@@ -8,7 +8,8 @@ from typing import Any, Self
 
 
 class ClientInfo(bytes):
-    """What a client says of itself: `name, cores, memory_gb, tags, address, runs` (the functions that it runs already). As bytes it is its name."""
+    """What a client says of itself: `name, cores, memory_gb, tags, address`; and `runs`, the names of what clients of its machine were told
+    to run before it. As bytes it is its name."""
 
     name: str
     cores: int
@@ -33,6 +34,6 @@ class BaseScheduler:
     """A scheduler of one's own has a `schedule` like this one's."""
 
     def schedule(self, info: ClientInfo, functions: Mapping[str, bytes]) -> Any:
-        """What the client runs: some of `functions`, `{name: pickled [function, queues, count]}`, or such lists in their place, by name or in
-        a list."""
+        """What the client runs: some of `functions`, `{name: pickled [function, queues, count]}`, or such lists in their place, by name or
+        in a list."""
         raise NotImplementedError

@@ -1,0 +1,289 @@
+"""The older API's parts that need no server: how functions are named and found, what is refused, what a scheduler hears and says."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcluster import config, sink
+from p2pcluster.classic import functions, servers, utils, worker
+from p2pcluster.classic.clients import _in_step, job_of
+from p2pcluster.classic.functions import Reference, ScriptEnds, find, reference_of
+from p2pcluster.classic.nodes import manifest_of
+from p2pcluster.classic.queues import IdleQueue
+from p2pcluster.classic.schedulers import BaseScheduler, ClientInfo, PipelineReplicate
+from p2pcluster.classic.wrappers import Looping, as_looping, i_wrap, io_wrap
+from p2pcluster.config import Address
+from p2pcluster.core import commands
+from p2pcluster.core.codec import Message
+from p2pcluster.errors import ClusterNotFound, ProjectError, WrongUsage
+from p2pcluster.values import check_value
+
+
+@i_wrap
+def Generate() -> int:
+    return 7
+
+
+@io_wrap(retries=5)
+def Square(x: int) -> int:
+    return x**2
+
+
+def plain(inside: Any) -> None:
+    """A function that loops itself."""
+
+
+# ---- decorated functions
+
+
+def test_a_decorated_function_is_still_called_like_the_function_that_it_was() -> None:
+    assert (Generate(), Square(3)) == (7, 9)
+    assert Square.stage.options.retries == 5
+    assert pickle.loads(pickle.dumps(Square)) is Square
+
+
+def test_a_stage_of_a_pipeline_runs_the_loop_too_and_an_undecorated_function_is_left_alone() -> None:
+    assert isinstance(as_looping(sink(lambda x: None, name="x")), Looping)
+    assert as_looping(plain) is plain
+
+
+# ---- functions by reference
+
+
+def test_a_function_of_a_module_is_named_and_found() -> None:
+    reference = reference_of(Square)
+    assert reference == Reference(__name__, "Square")
+    assert find(reference) is Square
+
+
+@pytest.mark.parametrize(("value", "why"), [
+    (7, "is no function"), (lambda x: x, "define it at the top of its file"), (print, None),
+])
+def test_what_no_other_process_finds_is_refused(value: Any, why: str | None) -> None:
+    if why is None:
+        assert reference_of(value).module == "builtins"
+        return
+    with pytest.raises(WrongUsage, match=why):
+        reference_of(value)
+
+
+@pytest.fixture
+def main_module() -> Iterator[None]:
+    """Looking for a function of a script puts another module in the place of the main one."""
+    before = {name: sys.modules.get(name) for name in ("__main__", functions.MAIN)}
+    yield
+    for name, module in before.items():
+        if module is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = module
+
+
+def look_for(folder: Path, text: str, name: str, calls: int = 1) -> Any:
+    """Find a function of a script as a process does that was started by its `calls`-th blocking call."""
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(text))
+    return find(Reference("__main__", name, str(script), None, calls))
+
+
+SCRIPT = """
+    import builtins
+    from p2pcluster.classic import BaseClient, BaseServer
+    FACTOR = 2
+    def first(q): return "first"
+    c = BaseClient(("127.0.0.1", 1), authkey=b"x")
+    c.configure(["a"])
+    FACTOR = 3
+    c.queues["a"].put(1)
+    c.queues["a"].join()
+    c.process(first, ["a"], 1)
+    FACTOR = 4
+    def second(q): return FACTOR
+    c.process([second], [["a"]], [2])
+    raise AssertionError("the process for the second call never comes here")
+"""
+
+
+def test_a_script_without_a_guard_is_run_up_to_the_call_that_the_process_is_for(tmp_path: Path, main_module: None) -> None:
+    first = look_for(tmp_path, SCRIPT, "first")
+    assert first.__globals__["FACTOR"] == 3 and first.__module__ == "__mp_main__"
+    assert look_for(tmp_path, SCRIPT, "second", calls=2)(None) == 4
+    with pytest.raises(ProjectError, match="there is no function second"):
+        look_for(tmp_path, SCRIPT, "second", calls=1)
+    assert not functions.is_loading(), "what comes after is in earnest again"
+
+
+def test_a_script_ends_where_it_needs_what_is_in_a_queue(tmp_path: Path, main_module: None) -> None:
+    for use in ("assert c.queues['a'].qsize() == 5", "print(c.queues['a'].get() + 1)", "c.queues['a'].get_nowait().x"):
+        text = f"""
+            from p2pcluster.classic import BaseClient
+            c = BaseClient(("127.0.0.1", 1), authkey=b"x")
+            def work(q): return "found"
+            c.process(work, ["a"], 1)
+            {use}
+            c.process(work, ["a"], 1)
+        """
+        assert look_for(tmp_path, text, "work", calls=2)(None) == "found"
+
+
+def test_servers_in_a_script_that_is_run_for_its_functions_do_nothing(tmp_path: Path, main_module: None) -> None:
+    text = """
+        from p2pcluster.classic import BroadcastServer, FunctionServer, PipelineReplicate, ProtocolServer
+        def work(q): return "found"
+        server = BroadcastServer(1, authkey=b"x")
+        other = FunctionServer(1, b"x", {"work": [work, ["a"]]})
+        server.shutdown()
+        server.queues["a"].put(1)
+        ProtocolServer(1, server, {"work": [work, ["a"]]}, PipelineReplicate())
+        raise AssertionError("it blocks in its constructor")
+    """
+    assert look_for(tmp_path, text, "work")(None) == "found"
+
+
+def test_what_a_script_itself_raises_goes_up_and_one_that_is_gone_is_told(tmp_path: Path, main_module: None) -> None:
+    with pytest.raises(ZeroDivisionError):
+        look_for(tmp_path, "1 / 0", "work")
+    with pytest.raises(ProjectError, match="cannot be read"):
+        find(Reference("__main__", "work", str(tmp_path / "gone.py")))
+    with pytest.raises(ProjectError, match="module 'no_such_module_here' is not on this machine"):
+        find(Reference("no_such_module_here", "work"))
+
+
+def test_a_queue_of_such_a_script_takes_everything_and_gives_nothing() -> None:
+    idle = IdleQueue("a")
+    idle.put(1)
+    idle.put_nowait(1)
+    idle.task_done()
+    idle.join()
+    assert not idle.full()
+    with pytest.raises(ScriptEnds):
+        idle.get()
+
+
+def test_a_value_whose_class_stands_in_a_script_is_refused_by_the_script_and_by_its_processes() -> None:
+    for main in ("__main__", "__mp_main__"):
+        body = b"\x80\x04\x8c" + bytes([len(main)]) + main.encode() + b"\x94\x8c\x01A\x94\x93\x94."
+        with pytest.raises(Exception, match="a value's class lives in __main__"):
+            check_value(body)
+    check_value(pickle.dumps("__mp_main__ is only a text here"))
+
+
+# ---- keys, ports and names
+
+
+def test_a_key_is_stretched_by_its_port_and_none_is_refused() -> None:
+    key = utils.stretched(b"password", 50000)
+    assert key == utils.stretched("password", 50000) != utils.stretched(b"password", 50001)
+    assert len(key) == 128 and b"password" not in key
+    for none in (b"", "", None, 7):
+        with pytest.raises(WrongUsage, match="authkey"):
+            utils.stretched(none, 50000)  # type: ignore[arg-type]
+
+
+def test_only_a_short_key_is_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    utils.warn_of_weak_key(b"0123456789abcdef")
+    assert capsys.readouterr().err == ""
+    utils.warn_of_weak_key(b"0123456789abcde")
+    assert "has 15 characters" in capsys.readouterr().err
+
+
+def test_of_the_environment_only_what_the_program_does_not_say_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"CLUSTER": "other", "HOME": "/elsewhere", "PORT": "1", "AUTHKEY_FILE": "/key", "SEED": "10.0.0.1:1"}.items():
+        monkeypatch.setenv(f"P2PCLUSTER_{name}", value)
+    monkeypatch.setenv("P2PCLUSTER_BIND", "127.0.0.1")
+    options = utils.options_of(50000, seed=Address("localhost", 50000))
+    assert options == config.Options(cluster="classic-50000", bind="127.0.0.1", port=50000, seed=(Address("localhost", 50000),))
+    for port in (0, 65536, "50000", True):
+        with pytest.raises(WrongUsage):
+            utils.options_of(port)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "x" * 101, utils.ASKED, 7])
+def test_what_cannot_name_a_queue_is_refused(name: Any) -> None:
+    with pytest.raises(WrongUsage, match="cannot name a queue"):
+        utils.names_of(["a", name])
+
+
+def test_a_name_alone_is_one_name() -> None:
+    assert utils.names_of("gen2sq_q") == ["gen2sq_q"]
+
+
+def test_an_error_is_a_line_and_an_exit_code_with_the_error_as_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
+    @utils.in_one_line
+    def fails() -> None:
+        raise ClusterNotFound("nobody is here: start one")
+
+    with pytest.raises(SystemExit) as caught:
+        fails()
+    assert caught.value.code == 4 and isinstance(caught.value.__cause__, ClusterNotFound)
+    assert capsys.readouterr().err == "p2pcluster: nobody is here: start one\n"
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_to_who_catches_it_and_ends_others_in_silence() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        raise utils.Stopped(130)
+    code = "from p2pcluster.classic.utils import Stopped; raise Stopped(130)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+# ---- what is to run
+
+
+def test_functions_queues_and_counts_go_in_step() -> None:
+    assert list(_in_step([1, 2], ["a", "b"], [3, 4])) == [(1, "a", 3), (2, "b", 4)]
+    with pytest.raises(WrongUsage, match="2 functions, the queues of 1"):
+        _in_step([1, 2], ["a"], [3, 4])
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.0, "1", None])
+def test_a_number_of_processes_is_a_whole_number_from_one(count: Any) -> None:
+    with pytest.raises(WrongUsage, match="Square: the number of processes"):
+        job_of(Square, ["a", "b"], count)
+
+
+def test_a_client_info_describes_the_client_and_is_bytes_to_who_knows_no_better() -> None:
+    facts = {"name": "lab-2", "cores": 4, "memory_gb": 7.5, "tags": ["gpu"], "address": "10.0.0.7", "runs": ["Square"]}
+    info = ClientInfo.of(facts)
+    assert isinstance(info, bytes) and info == b"lab-2" and info.decode() == "lab-2"
+    assert (info.name, info.cores, info.memory_gb) == ("lab-2", 4, 7.5)
+    assert (info.tags, info.address, info.runs) == (("gpu",), "10.0.0.7", ("Square",))
+    assert "lab-2" in repr(info)
+
+
+def test_what_a_scheduler_returns_may_be_bytes_or_lists_by_name_or_not() -> None:
+    whole = {"Generate": [Generate, ["a"], 1], "Twice": [Square, ["a", "b"], 2]}
+    pickled = {name: pickle.dumps(one) for name, one in whole.items()}
+    info = ClientInfo.of({"name": "n", "cores": 1, "memory_gb": None, "tags": [], "address": "", "runs": []})
+    for scheduled in (PipelineReplicate().schedule(info, pickled), whole, {**pickled, "Generate": whole["Generate"]}):
+        jobs = list(servers.jobs_of(scheduled))
+        assert [(job.name, job.function.qualname, job.queues, job.count) for job in jobs] == [
+            ("Generate", "Generate", ("a",), 1), ("Twice", "Square", ("a", "b"), 2)]
+    for scheduled in (pickled.values(), list(whole.values())):
+        assert [job.name for job in servers.jobs_of(scheduled)] == ["Generate", "Square"]
+    assert [job.count for job in servers.jobs_of([[Square, ["a", "b"]]])] == [1], "without a number it is one"
+    with pytest.raises(WrongUsage, match="must be"):
+        list(servers.jobs_of({"x": [Square]}))
+    with pytest.raises(NotImplementedError):
+        BaseScheduler().schedule(info, pickled)
+
+
+def test_the_manifest_of_a_server_is_one_that_a_node_takes_in() -> None:
+    manifest = manifest_of(["a", "b"], talks=True)
+    deployed = {"pipeline": utils.PIPELINE, "version": "0" * 64, "origin": {}, "manifest": manifest}
+    commands.check(Message("deploy", {**deployed, "files": {}, "zip_sha256": "", "project": {}}))
+    assert [(q["name"], q["codec"]) for q in manifest["queues"]] == [
+        ("a", "pickle"), ("b", "pickle"), (utils.ASKED, "json"), (utils.ANSWERS, "json")]
+    assert [q["name"] for q in manifest_of(["a"], talks=False)["queues"]] == ["a"]
+
+
+def test_a_process_says_its_functions_name_to_who_looks_and_no_key() -> None:
+    assert worker.command(7, "Square")[-2:] == ["7", "Square"]
