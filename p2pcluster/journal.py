@@ -1071,7 +1071,7 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
 
 def _as_journal_error(path: Path, error: sqlite3.Error) -> JournalError:
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL":
+    if name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):  # the second: the file beside the journal that is mapped cannot grow
         return JournalError(f"the disk of {path.parent} is full: free some space and start again; nothing acknowledged is lost")
     if name.startswith("SQLITE_NOTADB"):
         return JournalError(f"{path} is not an SQLite file: move it away, or choose another --home")
