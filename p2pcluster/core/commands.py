@@ -27,6 +27,7 @@ NAME_CHARS_MAX = 200  # longer than any that `graph` and `bundle` make
 NUMBER_END = 1 << 62  # what comes from others is below it, and so fits in a table whatever is added to it
 NESTING_MAX = 100  # what one Python or one place of a program reads of JSON is too deep for others: none may get into the log
 PROCESSES_MAX = 10_000  # of one stage: each is planned by itself
+REASON_CHARS_MAX = 1000  # of a pause: it stands in a line for people
 
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "put": {"producer": (list,), "ports": (list,), "source": (dict, type(None))},
@@ -44,6 +45,9 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "start_run": {"pipeline": (str,), "params": (dict, list, str, int, float, bool, type(None))},
     "assign": {"pipeline": (str,), "stage": (str,), "shard": (int,), "node": (str,), "boot": (str,)},
     "close": {"pipeline": (str,), "name": (str,)},
+    "pause": {"pipeline": (str,), "stage": (str, type(None)), "reason": (str,)},
+    "resume": {"pipeline": (str,), "stage": (str, type(None))},
+    "scale": {"pipeline": (str,), "stage": (str,), "processes": (int, type(None))},
     "on_done_ran": {"pipeline": (str,), "run": (int,)},
     "forget": {"producers": (list,)},
     "member": {"node": (str,), "name": (str,), "facts": (dict,)},
@@ -51,6 +55,10 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "accept": {"cluster": (str,)},
     "dissolve": {"into": (str,)},
 }
+
+ONCE_KINDS = ("retry", "discard", "start_run", "close")  # may have a token `once`, so that a client can say them again and they happen once
+OPTIONAL = ("once", "retries")  # the second: of a `fail`, how often an item is tried again that no stage of the project's reads
+ONCE = "once:"  # what a token is remembered under, among the producers
 
 
 class Port(NamedTuple):
@@ -186,6 +194,10 @@ def check(message: Message) -> None:
         inside = _INSIDE.get(name) or _PLAIN.get(types)
         if inside is not None and not inside(value):
             raise _wrong(message, name)
+    if "once" in message.fields and not (message.kind in ONCE_KINDS and is_token(message.fields["once"])):
+        raise _wrong(message, "once")
+    if "retries" in message.fields and not (message.kind == "fail" and is_number(message.fields["retries"])):
+        raise _wrong(message, "retries")
     if message.kind in ("put", "done"):
         _check_ports(message)
     elif len(message.blobs) != (1 if message.kind == "bundle_part" else 0):
@@ -219,6 +231,10 @@ def _check_ports(message: Message) -> None:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NUMBER_END
+
+
+def is_token(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isalnum() and len(value) <= NAME_CHARS_MAX
 
 
 def is_text(value: Any) -> bool:
@@ -326,7 +342,10 @@ _QUEUE: dict[str, Callable[[Any], bool]] = {
 
 
 _INSIDE: dict[str, Callable[[Any], bool]] = {
-    "producer": lambda p: len(p) == 3 and is_text(p[0]) and is_number(p[1]) and is_number(p[2]),
+    "producer": lambda p: len(p) == 3 and is_text(p[0]) and not p[0].startswith(ONCE) and is_number(p[1]) and is_number(p[2]),
+    "stage": lambda stage: stage is None or is_text(stage),
+    "reason": lambda reason: is_text(reason) and reason.isprintable() and len(reason) <= REASON_CHARS_MAX,
+    "processes": lambda count: count is None or 0 < count <= PROCESSES_MAX,
     "fence": is_fence,
     "ranges": _are_ranges,
     "ids": _are_ids,

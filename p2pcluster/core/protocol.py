@@ -41,7 +41,8 @@ def _commands(sender: str, *kinds: str) -> dict[str, Spec]:
 
 
 CLIENT: dict[str, Spec] = {
-    **_commands("client", "put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"),
+    **_commands("client", "put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close",
+                "pause", "resume", "scale"),
     "take": Spec("client", {"queue": _TEXT, "count": _NUMBER}),
     "read": Spec("client", {"queue": _TEXT, "after": _NUMBER, "count": _NUMBER}),
     "value": Spec("client", {"queue": _TEXT, "id": _NUMBER}),
@@ -211,7 +212,7 @@ def _are_facts(facts: dict[str, Any]) -> bool:
 _PLANNED = _record(
     version=is_name, run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
     params=is_shallow, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
-    parked=is_number,
+    parked=is_number, paused=_map(is_text, is_text), scaled=_map(is_text, _is_count),
 )
 _DEPLOYED = _record(
     version=is_text, origin=_is_dict, files=_map(is_text, is_text), run=is_number, state=is_text, project=_is_dict,

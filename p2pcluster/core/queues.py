@@ -20,7 +20,7 @@ from zlib import crc32
 
 from p2pcluster.core.chunks import Chunk, outputs_of, pick, positions
 from p2pcluster.core.codec import Buffer, Message
-from p2pcluster.core.commands import Port, decode_commands, read_ports
+from p2pcluster.core.commands import ONCE, Port, decode_commands, read_ports
 from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.core.records import BundlePart, Outcome, Parked, PipelineState, Producer, QueueState, shards_of, within
 from p2pcluster.core.rows import RowedState
@@ -54,6 +54,9 @@ class State(RowedState):
             "start_run": self._apply_start_run,
             "assign": self._apply_assign,
             "close": self._apply_close,
+            "pause": self._apply_pause,
+            "resume": self._apply_resume,
+            "scale": self._apply_scale,
             "on_done_ran": self._apply_on_done_ran,
             "forget": self._apply_forget,
             "member": self._apply_member,
@@ -70,11 +73,23 @@ class State(RowedState):
         outcomes = []
         for message, offset in decode_commands(body):
             context = _Context(index, at_ms, offset, message.blobs)
-            outcome = self._handlers[message.kind](message, context) if self.moved_to is None else self._moved(message)
+            outcome = self._once(message, context) if self.moved_to is None else self._moved(message)
             self._mix(outcome)
             outcomes.append(outcome)
         self.skip(index, term, at_ms)
         return outcomes
+
+    def _once(self, message: Message, context: _Context) -> Outcome:
+        """A command that carries a token is applied once: said again, it is answered as before, for as long as producers are remembered."""
+        token = message.fields.get("once")
+        key = f"{ONCE}{message.kind}:{token}"
+        if token is not None and key in self.producers:
+            return Outcome(message.kind, "already", json.loads(self.producers[key].hash))
+        outcome = self._handlers[message.kind](message, context)
+        if token is not None and outcome.result != "refused":
+            self.producers[key] = Producer(hash=_OUTCOMES.encode(outcome.fields), at_ms=context.at_ms)
+            self._touch("producers", key)
+        return outcome
 
     def skip(self, index: int, term: int, at_ms: int) -> None:
         """An entry without commands: the term's no-op, a configuration."""
@@ -165,7 +180,7 @@ class State(RowedState):
         if epoch != producer.epoch:
             return _refused(message, "stale_epoch", epoch=producer.epoch)
         if seq <= producer.seq:
-            return Outcome("put", "already", {"seq": producer.seq})
+            return Outcome("put", "already", {"seq": producer.seq, **({"added": producer.count} if source is None else {})})
         if seq != producer.seq + 1:
             return _refused(message, "sequence", seq=producer.seq)
         ports = _owned(read_ports(message.fields["ports"], message.blobs))
@@ -176,6 +191,7 @@ class State(RowedState):
         for port, first_blob in ports:
             for name in port.queues:
                 added += self._put_port(self.queues[name], port, context, first_blob)
+        producer.count = producer.count if source is not None else added
         self._move_producer(key, producer, seq, source, message, context)
         self._maybe_done_all({name for port, _ in ports for name in port.queues}, context, key)
         return Outcome("put", "ok", {"seq": seq, "added": added})
@@ -321,30 +337,30 @@ class State(RowedState):
         held = queue.leases.overlap(item_id, item_id + 1)
         if not held or held[0][2] != Fence(*message.fields["fence"]):
             return _refused(message, "stale_fence")
-        parked = self._count_delivery(queue, item_id, message.fields["error"], message.fields["delay_ms"], context)
+        parked = self._count_delivery(queue, item_id, message.fields, context)
         self._maybe_done(queue.pipeline, context)
         return Outcome("fail", "ok", {"parked": parked})
 
-    def _count_delivery(self, queue: QueueState, item_id: int, error: dict[str, Any], delay_ms: int, context: _Context) -> bool:
+    def _count_delivery(self, queue: QueueState, item_id: int, fields: dict[str, Any], context: _Context) -> bool:
         queue.leases.remove(item_id, item_id + 1)
         deliveries = queue.deliveries.get(item_id, 0) + 1
         self._touch("leases", queue.name)
         self._touch_items(queue, item_id, item_id + 1)
-        if deliveries <= self.retries(queue):
+        if deliveries <= self.retries(queue, fields.get("retries", 0)):
             queue.deliveries[item_id] = deliveries
-            queue.delayed[item_id] = context.at_ms + delay_ms
+            queue.delayed[item_id] = context.at_ms + fields["delay_ms"]
             return False
         queue.deliveries.pop(item_id, None)
         chunk = self._count_parked(queue, item_id, 1)
-        queue.parked[item_id] = Parked(chunk.run, deliveries, context.at_ms, error)
+        queue.parked[item_id] = Parked(chunk.run, deliveries, context.at_ms, fields["error"])
         self._touch("parked", (queue.name, item_id))
         return True
 
-    def retries(self, queue: QueueState) -> int:
-        """How many deliveries beyond the first an item of the queue gets."""
+    def retries(self, queue: QueueState, without_stage: int = 0) -> int:
+        """How many deliveries beyond the first an item of the queue gets: its stage says it, or where none reads it, who took it."""
         pipeline = self.pipelines.get(queue.pipeline)
         stage = pipeline.stage(queue.read_by) if pipeline and queue.read_by else None
-        return int(stage["retries"]) if stage else 0
+        return int(stage["retries"]) if stage else without_stage
 
     def _apply_due(self, message: Message, context: _Context) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
@@ -364,7 +380,7 @@ class State(RowedState):
             ran = self._ran_in(queue, leases, message.fields["ran"])
             for lo, hi, _ in leases:
                 for item_id in sorted(i for i in ran if lo <= i < hi):
-                    self._count_delivery(queue, item_id, message.fields["error"], message.fields["delay_ms"], context)
+                    self._count_delivery(queue, item_id, message.fields, context)
                     counted += 1
                 released += self._release_found(queue, [(a, b) for a, b, _ in queue.leases.overlap(lo, hi)])
         for name in list(self.pipelines):
@@ -460,6 +476,7 @@ class State(RowedState):
             new.run, new.state, new.params, new.on_done_run = old.run, old.state, old.params, old.on_done_run
             new.started_ms, new.done_ms, new.totals = old.started_ms, old.done_ms, old.totals
             new.previous = [old.version, *old.previous][:2] if old.version != new.version else old.previous
+            _keep_controls(old, new)
         self.pipelines[name] = new
         self._touch("projects", name)
         self._wire(new)
@@ -540,6 +557,54 @@ class State(RowedState):
             return _refused(message, "unknown_name")
         self._maybe_done(pipeline.name, context)
         return Outcome("close", "ok")
+
+    # ---- what people say at run time, over what the code says
+
+    def _apply_pause(self, message: Message, context: _Context) -> Outcome:
+        """A stage, or all, are given nothing from here on. With a reason the stage stopped by itself; a person's word outlasts that."""
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            return _refused(message, "unknown_pipeline")
+        stage, reason = message.fields["stage"], message.fields["reason"]
+        if stage is not None and pipeline.stage(stage) is None:
+            return _refused(message, "unknown_name")
+        if pipeline.paused.get(stage or "") in ("", reason):
+            return Outcome("pause", "already")
+        pipeline.paused[stage or ""] = reason
+        self._touch("projects", pipeline.name)
+        return Outcome("pause", "ok")
+
+    def _apply_resume(self, message: Message, context: _Context) -> Outcome:
+        """Takes back the one pause that is named; of those that are left, the outcome tells."""
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            return _refused(message, "unknown_pipeline")
+        stage = message.fields["stage"]
+        if stage is not None and pipeline.stage(stage) is None:
+            return _refused(message, "unknown_name")
+        found = pipeline.paused.pop(stage or "", None)
+        self._touch("projects", pipeline.name)
+        return Outcome("resume", "already" if found is None else "ok", {"left": sorted(pipeline.paused)})
+
+    def _apply_scale(self, message: Message, context: _Context) -> Outcome:
+        """So many processes, whatever the code says; None: what the code says. A source's processes are its shards, which stay."""
+        pipeline = self.pipelines.get(message.fields["pipeline"])
+        if pipeline is None:
+            return _refused(message, "unknown_pipeline")
+        stage = pipeline.stage(message.fields["stage"])
+        if stage is None:
+            return _refused(message, "unknown_name")
+        if stage["kind"] == "source":
+            return _refused(message, "source")
+        before, count = pipeline.scaled.get(stage["name"]), message.fields["processes"]
+        if count == before:
+            return Outcome("scale", "already")
+        if count is None:
+            del pipeline.scaled[stage["name"]]
+        else:
+            pipeline.scaled[stage["name"]] = count
+        self._touch("projects", pipeline.name)
+        return Outcome("scale", "ok")
 
     def _apply_on_done_ran(self, message: Message, context: _Context) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
@@ -650,6 +715,15 @@ class _Context:
 
     def blob_offset(self, number: int) -> int:
         return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
+
+
+def _keep_controls(old: PipelineState, new: PipelineState) -> None:
+    """What people said at run time holds in a new version too, as long as the stage is there. A stage that stopped by itself runs again: the
+    version may have been made for that."""
+    is_same = old.version == new.version
+    new.paused = {name: reason for name, reason in old.paused.items() if (is_same or not reason) and (not name or new.stage(name))}
+    kinds = {stage["name"]: stage["kind"] for stage in new.manifest["stages"]}
+    new.scaled = {name: count for name, count in old.scaled.items() if kinds.get(name, "source") != "source"}
 
 
 def _owned(ports: list[tuple[Port, int]]) -> list[tuple[Port, int]]:

@@ -103,6 +103,16 @@ class PipelineState:
     done_ms: int = 0
     previous: list[str] = field(default_factory=list)
     totals: dict[str, list[int]] = field(default_factory=dict)
+    paused: dict[str, str] = field(default_factory=dict)  # by stage the reason, "" where a person said so; the stage "" is all of them
+    scaled: dict[str, int] = field(default_factory=dict)  # by stage the processes that a person wants instead of the manifest's
+
+    def is_paused(self, stage: str) -> bool:
+        """Whether the stage gets no items, or, a source, is not called."""
+        return "" in self.paused or stage in self.paused
+
+    def processes(self, stage: dict[str, Any]) -> int | str:
+        """How many processes a stage is to have, or "auto"."""
+        return self.scaled.get(stage["name"]) or stage["processes"]  # type: ignore[no-any-return]
 
     def full(self, queue: str) -> str:
         return f"{self.name}/{queue}"
@@ -119,7 +129,8 @@ class PipelineState:
 
     def detail(self) -> dict[str, Any]:
         return {"origin": self.origin, "manifest": self.manifest, "files": self.files, "zip_sha256": self.zip_sha256,
-                "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals}
+                "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals,
+                "paused": self.paused, "scaled": self.scaled}
 
 
 def shards_of(stage: dict[str, Any]) -> int:

@@ -287,7 +287,7 @@ class RowedState:
         d = json.loads(detail)
         self.pipelines[name] = PipelineState(
             name, version, d["origin"], d["manifest"], d["files"], d["zip_sha256"], d["project"], run, state, d["params"],
-            on_done_run, started_ms, done_ms, d["previous"], d["totals"],
+            on_done_run, started_ms, done_ms, d["previous"], d["totals"], d.get("paused", {}), d.get("scaled", {}),
         )
 
     def _load_bundles(self, version: str, part: int, parts: int, entry: int, offset: int, body_bytes: int, body_crc: int) -> None:

@@ -197,12 +197,12 @@ Patch = pytest.MonkeyPatch
 
 
 def caught(checks: set[str], message: str) -> None:
-    """One of the first logs by chance makes the check fail."""
+    """One of the first logs by chance makes the check fail; `a|b` where it depends on the log which of two does so first."""
     for seed in range(40):
         try:
             run(Random(seed), checks=frozenset(checks))
         except AssertionError as error:
-            assert message in str(error), f"another check failed first: {error}"
+            assert any(one in str(error) for one in message.split("|")), f"another check failed first: {error}"
             return
     pytest.fail(f"no check noticed; one should have said {message!r}")
 
@@ -337,7 +337,7 @@ def outputs_come_before_done(m: Patch) -> None:
         (done_is_reported_wrong, "what was said to be done is not what is done"),
         (ids_are_left_out, "an id is used twice or left out"),
         (sessions_are_miscounted, "what sessions hold is miscounted"),
-        (taken_items_stay_ready, "an item is in two states"),
+        (taken_items_stay_ready, "an item is in two states|the range is leased already"),
         (joined_chunks_stay, "chunks overlap"),
         (a_chunk_goes_with_its_first_item, "an item has no bytes"),
         (discarded_items_stay_in_their_chunk, "a chunk's count of open items is off"),

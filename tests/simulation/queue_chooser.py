@@ -44,6 +44,7 @@ class Chooser:
                 "discard": 1,
                 "assign": 2,
                 "close": 1,
+                "control": 2,
                 "start_run": 2,
                 "deploy": 1,
                 "on_done_ran": 1,
@@ -59,13 +60,22 @@ class Chooser:
         self._seqs.clear()
         if self.random.random() < 0.1:
             return self._small_puts()
-        found = [message for _ in range(self.random.randint(1, 4)) for message in self.command()]
+        found = [self._maybe_once(message) for _ in range(self.random.randint(1, 4)) for message in self.command()]
         for message in found:
             commands.check(message)
         return found
 
     def command(self) -> list[Message]:
         return getattr(self, f"_a_{self.random.choice(self._kinds)}")()  # type: ignore[no-any-return]
+
+    def _maybe_once(self, message: Message) -> Message:
+        """With a token, which mostly was there before."""
+        if message.kind not in commands.ONCE_KINDS or self.random.random() < 0.7:
+            return message
+        known = [key.rpartition(":")[2] for key in self.model.producers if key.startswith(f"once:{message.kind}:")]
+        self._serial += 1
+        token = self.random.choice([*known, *known, f"t{self._serial}"])
+        return message._replace(fields={**message.fields, "once": token})
 
     def _name(self, *states: str) -> str:
         """A queue, mostly one that has items in one of the states."""
@@ -220,6 +230,8 @@ class Chooser:
         item_id = self._ranges(queue, ("leased",))[0][0]
         error = {"type": "ValueError", "text": self.random.choice(["no", "half a \ud83d pair"]), "traceback": None}
         message = commands.fail(queue, item_id, self._fence_of(queue, item_id), error, self.random.randint(0, 60))
+        if self.random.random() < 0.5:  # as who reads a queue that is fed from outside and read by no stage
+            message.fields["retries"] = self.random.randint(0, 3)
         return [message] * self.random.choice([1] * 5 + [2])
 
     def _ids(self, queue: str, *states: str) -> list[int]:
@@ -269,6 +281,16 @@ class Chooser:
             for name, names in (("p", ["gen", "in", "in", "left", "nothing"]), ("w", ["x"]), ("none", ["x"]))
             if self.random.random() < 0.5
         ]
+
+    def _a_control(self) -> list[Message]:
+        """Pauses and numbers of processes, which go over what the code says."""
+        fields: dict[str, Any] = {"pipeline": self.random.choice(["p", "p", "p", "w", "none"])}
+        fields["stage"] = self.random.choice([None, "gen", "left", "left", "eat", "nothing"])
+        if self.random.random() < 0.4:
+            return [Message("pause", {**fields, "reason": self.random.choice(["", "", "too many parked"])})]
+        if fields["stage"] is None or self.random.random() < 0.6:
+            return [Message("resume", fields)]
+        return [Message("scale", {**fields, "processes": self.random.choice([None, 1, 3])})]
 
     def _a_start_run(self) -> list[Message]:
         """A run ends so seldom by chance that this ends it first, or nearly; puts with keys begin the next one."""

@@ -232,6 +232,11 @@ class ModelPipeline:
     started_ms: int = 0
     done_ms: int = 0
     previous: list[str] = field(default_factory=list)
+    paused: dict[str, str] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
+
+    def is_paused(self, stage: str) -> bool:
+        return bool({"", stage} & set(self.paused))
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
         return next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
@@ -274,7 +279,15 @@ class Model:
     def _outcome(self, message: Message) -> tuple[Any, ...]:
         if self.moved_to is not None:
             return "refused", {"code": "moved", "into": self.moved_to}
-        return getattr(self, f"_{message.kind}")(message.fields, message.blobs)  # type: ignore[no-any-return]
+        token = message.fields.get("once")
+        key = f"once:{message.kind}:{token}"
+        if token is not None and key in self.producers:
+            return "already", json.loads(self.producers[key].hash)
+        said: tuple[Any, ...] = getattr(self, f"_{message.kind}")(message.fields, message.blobs)
+        if token is not None and said[0] != "refused":
+            told = json.dumps(said[1], sort_keys=True, separators=(",", ":"))
+            self.producers[key] = ModelProducer(hash=told, at_ms=self.at_ms)
+        return said
 
     @staticmethod
     def _say(message: Message, said: tuple[Any, ...]) -> Said:
@@ -309,7 +322,7 @@ class Model:
         if epoch != producer.epoch:
             return "refused", {"code": "stale_epoch", "epoch": producer.epoch}
         if seq <= producer.seq:
-            return "already", {"seq": producer.seq}
+            return "already", {"seq": producer.seq} | ({"added": producer.count} if source is None else {})
         if seq > producer.seq + 1:
             return "refused", {"code": "sequence", "seq": producer.seq}
         targets = [name for port in fields["ports"] for name in port["queues"]]
@@ -326,7 +339,9 @@ class Model:
                         self._add(name, body, item_key)
                         added += 1
         producer.seq, producer.at_ms = seq, self.at_ms
-        if source is not None:
+        if source is None:
+            producer.count = added
+        else:
             producer.count = source.get("count", producer.count)
             producer.hash = source.get("hash", producer.hash)
             producer.finished = producer.finished or source.get("finished", False)
@@ -423,16 +438,16 @@ class Model:
     def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
         item.deliveries += 1
         item.fence = None
-        if item.deliveries <= self.retries(queue):
+        if item.deliveries <= self.retries(queue, fields.get("retries", 0)):
             item.state, item.due_ms = "delayed", self.at_ms + fields["delay_ms"]
             return False
         item.state, item.parked = "parked", (item.run, item.deliveries, self.at_ms, fields["error"])
         item.deliveries = 0
         return True
 
-    def retries(self, queue: ModelQueue) -> int:
+    def retries(self, queue: ModelQueue, without_stage: int = 0) -> int:
         stage = self.pipelines[queue.pipeline].stage(queue.record["read_by"]) if queue.record else None
-        return stage["retries"] if stage else 0
+        return stage["retries"] if stage else without_stage
 
     def _due(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         queue = self.queues.get(fields["queue"])
@@ -508,7 +523,12 @@ class Model:
         pipeline = self.pipelines[name] = ModelPipeline(version, fields["manifest"])
         if old is not None:
             pipeline = self.pipelines[name] = copy.copy(old)
+            names = {stage["name"] for stage in fields["manifest"]["stages"]}
+            workers = {stage["name"] for stage in fields["manifest"]["stages"] if stage["kind"] != "source"}
+            pipeline.paused = {name: why for name, why in old.paused.items() if name in names or name == ""}
+            pipeline.scaled = {name: count for name, count in old.scaled.items() if name in workers}
             if old.version != version:
+                pipeline.paused = {name: why for name, why in pipeline.paused.items() if why == ""}
                 pipeline.previous = [old.version, *old.previous][:2]
             pipeline.version, pipeline.manifest = version, fields["manifest"]
         for queue in self.queues.values():
@@ -581,6 +601,48 @@ class Model:
         else:
             return "refused", {"code": "unknown_name"}
         self._maybe_done(fields["pipeline"])
+        return "ok", {}
+
+    def _unnamed(self, fields: dict[str, Any]) -> tuple[Any, ...] | None:
+        pipeline = self.pipelines.get(fields["pipeline"])
+        if pipeline is None:
+            return "refused", {"code": "unknown_pipeline"}
+        if fields["stage"] is not None and pipeline.stage(fields["stage"]) is None:
+            return "refused", {"code": "unknown_name"}
+        return None
+
+    def _pause(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        unnamed = self._unnamed(fields)
+        if unnamed:
+            return unnamed
+        paused, name, reason = self.pipelines[fields["pipeline"]].paused, fields["stage"] or "", fields["reason"]
+        if name in paused and (paused[name] == "" or paused[name] == reason):
+            return "already", {}
+        paused[name] = reason
+        return "ok", {}
+
+    def _resume(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        unnamed = self._unnamed(fields)
+        if unnamed:
+            return unnamed
+        paused, name = self.pipelines[fields["pipeline"]].paused, fields["stage"] or ""
+        was_paused = name in paused
+        paused.pop(name, None)
+        return "ok" if was_paused else "already", {"left": sorted(paused)}
+
+    def _scale(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        unnamed = self._unnamed(fields)
+        if unnamed:
+            return unnamed
+        pipeline = self.pipelines[fields["pipeline"]]
+        stage = pipeline.stage(fields["stage"])
+        if stage and stage["kind"] == "source":
+            return "refused", {"code": "source"}
+        if pipeline.scaled.get(fields["stage"]) == fields["processes"]:
+            return "already", {}
+        pipeline.scaled = {**pipeline.scaled, fields["stage"]: fields["processes"]}
+        if fields["processes"] is None:
+            del pipeline.scaled[fields["stage"]]
         return "ok", {}
 
     def _on_done_ran(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:

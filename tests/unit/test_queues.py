@@ -103,7 +103,7 @@ def log() -> Log:
 
 def test_a_put_is_applied_once_however_often_it_is_said(log: Log) -> None:
     assert log.one(client_put("p/in", 1, b"x")) == ("ok", {"seq": 1, "added": 1})
-    assert log.one(client_put("p/in", 1, b"x")) == ("already", {"seq": 1})
+    assert log.one(client_put("p/in", 1, b"x")) == ("already", {"seq": 1, "added": 1}), "the answer of the first time"
     assert log.one(client_put("p/in", 3, b"z")) == ("refused", {"code": "sequence", "seq": 1})
     assert log.one(client_put("p/in", 2, b"y")) == ("ok", {"seq": 2, "added": 1})
     assert log.values("p/in") == [b"x", b"y"]
@@ -280,6 +280,35 @@ def test_a_stale_fence_counts_nothing(log: Log) -> None:
     assert log.fail("p/in", 1, OTHER) == ("refused", {"code": "stale_fence"})
     assert log.fail("p/in", 7) == ("refused", {"code": "stale_fence"})
     assert log.queue("p/in").open_count == 1
+
+
+def test_what_carries_a_token_happens_once_and_is_answered_as_before(log: Log) -> None:
+    parked_log(log)
+    retry = Message("retry", {"queue": "p/in", "ids": None, "once": "r1"})
+    assert log.one(retry) == ("ok", {"count": 3})
+    log.take("p/in", fence=OTHER)
+    for item_id in (1, 2, 3):
+        while item_id not in log.queue("p/in").parked:
+            log.fail("p/in", item_id, OTHER)
+            log.say(Message("due", {"queue": "p/in", "ids": [item_id]}))
+            log.take("p/in", fence=OTHER)
+    assert log.one(retry) == ("already", {"count": 3})
+    assert len(log.queue("p/in").parked) == 3, "parked again, and not retried by an answer that was lost"
+    discard = Message("discard", {"queue": "p/in", "ids": None, "once": "r1"})
+    assert log.one(discard) == ("ok", {"count": 3}), "another kind's token is another one"
+
+
+def test_a_run_that_was_started_by_a_token_is_not_started_again_by_it(log: Log) -> None:
+    log.end_run()
+    start = Message("start_run", {"pipeline": "p", "params": None, "once": "s1"})
+    assert log.one(start) == ("ok", {"run": 2})
+    log.end_run()
+    assert log.one(start) == ("already", {"run": 2}) and log.run_of("p") == (2, "done")
+    other = start._replace(fields={**start.fields, "once": "s2"})
+    assert log.one(other) == ("ok", {"run": 3})
+    assert log.one(other._replace(fields={**other.fields, "once": "s3"})) == ("refused", {"code": "running", "run": 3})
+    log.end_run()
+    assert log.one(other._replace(fields={**other.fields, "once": "s3"})) == ("ok", {"run": 4}), "what is refused is not remembered"
 
 
 def test_the_end_of_a_session_counts_what_ran_and_gives_back_the_rest(log: Log) -> None:
