@@ -391,7 +391,7 @@ class SourceRunner:
         self._count = 0
         self._hash = sha256()
         self._seq = self._acked = 0
-        self._stop = False
+        self._stop = self._paused = False
         self._flushed_ns = 0
         self._awake = threading.Event()
         self._is_asleep = False
@@ -404,6 +404,13 @@ class SourceRunner:
     def on_stop(self) -> None:
         with self._lock:
             self._stop = True
+            self._lock.notify_all()
+
+    def on_pause(self, paused: bool) -> None:
+        """The function is called no more, or again. What it has given is put all the same."""
+        with self._lock:
+            self._paused = paused
+            self._is_asleep = True  # what the source's thread looks at after each value
             self._lock.notify_all()
 
     def values(self, shard: int) -> Iterator[Any]:
@@ -429,7 +436,7 @@ class SourceRunner:
         if self._stage["sharded"]:
             arguments |= {"shard": fields["shard"], "shards": int(self._stage["processes"])}
         try:
-            ended = self._emit_all(arguments, fields["count"], fields["hash"])
+            ended = self._wait_while_paused() and self._emit_all(arguments, fields["count"], fields["hash"])
         except BaseException:
             with self._lock:
                 self._flush(wait=True)
@@ -474,8 +481,8 @@ class SourceRunner:
                     check_value(body)
                     self._large_bytes += len(body)
                 buffer.append(body)
-            if self._is_asleep:
-                self._wake_flusher()
+            if self._is_asleep and not self._attend():
+                return
             if at >= look_at or len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX:
                 look_at = at + pace.look()
                 full = len(buffer) >= batch_max or self._large_bytes >= config.WORK_BYTES_MAX
@@ -490,10 +497,8 @@ class SourceRunner:
         for value in values:
             self._emit(value)
             self._flush_now()
-            if self._stop:
+            if self._stop or (self._is_asleep and not self._attend()):
                 return
-            if self._is_asleep:
-                self._wake_flusher()
 
     def _values(self, arguments: dict[str, Any]) -> Iterator[Any]:
         if self._is_generator:
@@ -586,9 +591,17 @@ class SourceRunner:
             found.setdefault(port, []).append(body)
         return dict(sorted(found.items()))
 
-    def _wake_flusher(self) -> None:
+    def _attend(self) -> bool:
+        """Somebody wants something of the source's thread: the flusher to be woken, or that it waits. Whether it goes on."""
         self._is_asleep = False
         self._awake.set()
+        return self._wait_while_paused()
+
+    def _wait_while_paused(self) -> bool:
+        with self._lock:
+            while self._paused and not self._stop:
+                self._lock.wait()
+            return not self._stop
 
     def _flush_late(self) -> None:
         """Put what stays behind when the source is silent after a burst. A value that cannot be put is left for the source's thread,
@@ -604,7 +617,7 @@ class SourceRunner:
                 with self._lock:
                     self._flush(wait=False, count=seen)  # what came since was not looked at
             seen = len(self._buffer)
-            self._is_asleep = not seen  # said before the last look, as the source appends before it looks at this
+            self._is_asleep = not seen or self._paused  # said before the last look, as the source appends before it looks at this
             if self._is_asleep and not self._buffer:
                 self._awake.wait()
                 self._awake.clear()
@@ -667,6 +680,8 @@ class StageProcess:
             self._on_recall(message.fields["work"])
         elif message.kind == "ack" and self._source is not None:
             self._source.on_ack(message.fields["seq"])
+        elif message.kind in ("pause", "resume") and self._source is not None:
+            self._source.on_pause(message.kind == "pause")
         else:
             if message.kind == "stop" and self._source is not None:
                 self._source.on_stop()

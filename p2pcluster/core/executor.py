@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from p2pcluster import config
-from p2pcluster.core import commands
+from p2pcluster.core import commands, controls
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.ranges import Fence, Range
@@ -120,6 +120,7 @@ class Process:
     recalled: int = 0
     is_stuck: bool = False
     assigned: Message | None = None
+    is_paused: bool = False
     unacked: deque[tuple[int, Message]] = field(default_factory=deque)
     finished: bool = False
     failure: dict[str, Any] | None = None
@@ -277,7 +278,10 @@ class Executor:
         self._actions.append(Settled())
 
     def _on_plan(self, message: Message) -> None:
-        self.pipelines = message.fields["pipelines"]
+        before, self.pipelines = self.pipelines, message.fields["pipelines"]
+        for name, pipeline in self.pipelines.items():
+            for line in controls.changes(name, before.get(name), pipeline):
+                self._say(line)
         self._tell(Message("seen", {"runs": {name: p["run"] for name, p in self.pipelines.items() if p["is_over"]}}))
         counts = message.fields["processes"]
         for name, pipeline in self.pipelines.items():
@@ -363,6 +367,7 @@ class Executor:
         process.ready = True
         if process.spec.role == "source":
             assert process.assigned is not None, "a source is started for an assignment"
+            self._pause_source(process)
             self._send(process, Message("begin", process.assigned.fields, process.assigned.blobs))
         elif process.spec.role == "stage":
             self.stages[_full(process.spec)].trouble = None
@@ -604,6 +609,7 @@ class Executor:
             over = pipeline is None or pipeline["state"] != "running" or process.spec.run != pipeline["run"]
             if self.draining or over or (pipeline and process.spec.version != pipeline["version"]):
                 self._stop(process)
+            self._pause_source(process)
         for where, message in list(self._assigned.items()):
             pipeline = self.pipelines.get(where[0])
             if where in running or pipeline is None or self.draining or not _is_source(pipeline, where[1]):
@@ -614,6 +620,14 @@ class Executor:
             if where not in running and where not in self._assigned and self._now_ms >= due_ms and due_ms:
                 self._source_backoff[where] = (tries, 0)
                 self._tell(Message("source_lost", {"pipeline": where[0], "stage": where[1], "shard": where[2]}))
+
+    def _pause_source(self, process: Process) -> None:
+        """Have its function called no more for now, or again. Its process stays: a generator that is started anew would run from its start."""
+        pipeline = self.pipelines.get(process.spec.pipeline)
+        wanted = pipeline is not None and controls.is_paused(pipeline, process.spec.stage)
+        if process.ready and process.is_paused != wanted:
+            process.is_paused = wanted
+            self._send(process, Message("pause" if wanted else "resume", {}))
 
     def _settle_on_done(self, name: str, pipeline: dict[str, Any]) -> None:
         if pipeline["state"] != "done" or not pipeline["runs_on_done"] or not pipeline["manifest"]["on_done"]:

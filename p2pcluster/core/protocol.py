@@ -95,6 +95,8 @@ PROCESS: dict[str, Spec] = {
     "work": Spec("node", {"work": _NUMBER, "queue": _TEXT, "deliveries": (dict,), "slices": (list,)}),
     "recall": Spec("node", {"work": _NUMBER}),
     "ack": Spec("node", {"seq": _NUMBER}),
+    "pause": Spec("node", {}),
+    "resume": Spec("node", {}),
     "stop": Spec("node", {}),
     "ready": Spec("process", {}),
     "done": Spec("process", {"work": _NUMBER, "count": _NUMBER, "elapsed_us": (int, float), "ports": (list,)}),

@@ -19,7 +19,8 @@ class Machine:
     def __init__(self) -> None:
         stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "on_done_run": 0, "is_over": False}
+                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {},
+                    "on_done_run": 0, "is_over": False}
         self.executor = Executor("here")
         self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": 1}}), 0)
         (self.key,) = [action.key for action in self.executor.take_actions() if isinstance(action, Start)]
