@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from _contents import unfinished
@@ -163,7 +164,8 @@ def _where(shown: View, queue: QueueState, chunk: Chunk, item_id: int) -> Record
     if leased:
         record |= {"state": "leased", "lease": leased[0][2]._asdict()}
     elif item_id in queue.delayed:
-        record |= {"state": "delayed", "due_in_ms": queue.delayed[item_id] - shown.state.at_ms}
+        due = queue.delayed[item_id]  # below zero: a time of day
+        record |= {"state": "delayed", **({"due_in_ms": due - shown.state.at_ms} if due >= 0 else {"due_at_s": -due / 1000})}
     elif item_id in queue.parked:
         parked = queue.parked[item_id]
         record |= {"state": "parked", "run": parked.run, "deliveries": parked.deliveries,
@@ -178,6 +180,8 @@ def item_lines(record: Record, value: str) -> Iterator[str]:
         words.append(f"by node {record['lease']['node']}, take {record['lease']['seq']}")
     if "due_in_ms" in record:
         words.append(f"due in {seconds(max(0, record['due_in_ms']))}")
+    if "due_at_s" in record:
+        words.append(f"due at {datetime.fromtimestamp(record['due_at_s'], UTC).isoformat(' ')}")
     words += [f"put {seconds(record['age_ms'])} before the last entry", f"deliveries {record['deliveries']}",
               size(record["bytes"])]
     if record["key"] is not None:

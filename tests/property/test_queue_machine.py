@@ -452,6 +452,15 @@ def one_shard_ends_for_all(m: Patch) -> None:
     )
 
 
+def a_put_does_not_wait(m: Patch) -> None:
+    append = State._append
+    m.setattr(State, "_append", lambda state, queue, port, *rest: append(state, queue, port._replace(delay_ms=None), *rest))
+
+
+def a_time_of_day_is_taken_for_a_delay(m: Patch) -> None:
+    m.setattr(queues, "by_clock", lambda at_ms: at_ms)
+
+
 def delayed_items_are_forgotten_at_the_end(m: Patch) -> None:
     m.setattr(QueueState, "open_count", property(lambda queue: len(queue.ready) + len(queue.leases)))
 
@@ -545,6 +554,8 @@ def bodies_are_joined_backwards(m: Patch) -> None:
         one_delivery_more,
         an_assignment_keeps_the_epoch,
         one_shard_ends_for_all,
+        a_put_does_not_wait,
+        a_time_of_day_is_taken_for_a_delay,
         delayed_items_are_forgotten_at_the_end,
         keys_outlive_a_run,
         results_outlive_a_run,

@@ -87,11 +87,11 @@ class Ledger(Model):
             self.discarded[queue.name] += 1
         super()._end(queue, item, state)
 
-    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> None:
+    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> Item:
         for parent in parents:
             require(parent.state == "done", f"an output in {name} has a parent that is not done")
         require(len(parents) < 2, f"an output in {name} has {len(parents)} parents")
-        super()._add(name, body, key, parents)
+        return super()._add(name, body, key, parents)
 
     def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
         if fields.get("ran", ...) is not None:

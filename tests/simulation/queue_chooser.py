@@ -133,12 +133,15 @@ class Chooser:
     def _port(self, queues: list[str], with_keys: bool) -> Port:
         bodies = self._new_bodies(self.random.randint(1, 4), "root")
         keys = [self.random.choice([*KEYS, None]) for _ in bodies]
+        waits = self.random.choice(["not", "not", "not", "for", "until"])
         return Port(
             queues,
             lengths_blob(map(len, bodies)),
             b"".join(bodies),
             None,
             json.dumps(keys).encode() if with_keys else None,
+            self.random.randint(0, 60) if waits == "for" else None,
+            self.random.randint(0, 60) if waits == "until" else None,
         )
 
     def _a_assign(self) -> list[Message]:
