@@ -18,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     put = _queue_verb(verb("put", "put JSON lines into a queue", "put numbers values.jsonl --close"))
     put.add_argument("file", nargs="?", metavar="FILE", help="JSON lines; without it standard input")
     put.add_argument("--close", action="store_true", help="then close the queue: nothing more comes")
+    put.add_argument("--delay-s", type=float, metavar="SECONDS", help="nobody gets them before so much time has passed")
+    put.add_argument("--at", metavar="TIME", help="nobody gets them before this time: 2026-12-24T18:00+01:00, or seconds since the epoch")
     take = _queue_verb(verb("take", "take values from a queue, as JSON lines", "take alerts -n 10"))
     take.add_argument("-n", type=int, metavar="N", help="at most so many")
     take.add_argument("--follow", action="store_true", help="wait for more")
@@ -339,6 +342,7 @@ def _queue_lines(queues: list[dict[str, Any]]) -> list[str]:
 
 
 def _put(args: argparse.Namespace) -> int:
+    at = None if args.at is None else _time(args.at)
     name = args.file or "standard input"
     try:
         text = sys.stdin.buffer.read() if args.file is None else Path(args.file).read_bytes()
@@ -354,11 +358,22 @@ def _put(args: argparse.Namespace) -> int:
             raise ValueRefused(f"line {number} of {name} is not JSON ({error}): nothing was put; correct it and put again") from error
     with _cluster(args) as cluster:
         cluster.is_patient = True  # whoever pipes values in is held back by a full queue; Ctrl-C ends it
-        cluster.put_many(args.queue, values)
+        cluster.put_many(args.queue, values, delay_s=args.delay_s, at=at)
         if args.close:
             cluster.close(args.queue)
     print(f"{len(values)} put into {args.queue}" + (" and it is closed" if args.close else ""), file=sys.stderr)
     return 0
+
+
+def _time(text: str) -> datetime | float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise WrongUsage(f"--at {text} is not a time: write 2026-12-24T18:00+01:00, or seconds since the epoch") from error
 
 
 def _take(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -15,6 +16,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +38,7 @@ from p2pcluster.errors import (
     Unavailable,
     UnknownName,
     ValueRefused,
+    WrongUsage,
 )
 from p2pcluster.home import Keyfile, read_address
 from p2pcluster.stream import BlockingConnection, ConnectionClosed, dial
@@ -45,6 +48,7 @@ PUT_ITEMS_MAX = 2000  # of one message of `put_many`
 PUT_BYTES_MAX = 1 << 20
 TAKE_ITEMS_MAX = 100  # fetched ahead by `take`; given back when they were not asked for
 RETRY_S = 0.2  # between two tries to reach a node
+_SECONDS_MAX = 1e12  # of a delay, or since the epoch: 30,000 years, and a number that every node takes
 
 
 def find_addresses(options: Options, user_home: Path, host: str) -> list[Address]:
@@ -434,15 +438,18 @@ class Cluster:
 
     # ---- values
 
-    def put(self, queue: str, value: Any, key: str | None = None) -> None:
+    def put(self, queue: str, value: Any, key: str | None = None, delay_s: float | None = None, at: datetime | float | None = None) -> None:
         """Put one value; it is durable when this returns. A `key` that the queue remembers is not put again.
 
-        Raises `ValueRefused`, `UnknownName`, `QueueFull`; `Unavailable` when the outcome is unknown.
+        With `delay_s` nobody gets it before so much time has passed, with `at` not before that time: a datetime with a time zone, or
+        seconds since the epoch. Raises `ValueRefused`, `UnknownName`, `QueueFull`; `Unavailable` when the outcome is unknown.
         """
-        self.put_many(queue, [value], None if key is None else [key])
+        self.put_many(queue, [value], None if key is None else [key], delay_s, at)
 
-    def put_many(self, queue: str, values: Iterable[Any], keys: Iterable[str] | None = None) -> int:
-        """Put each value; returns how many were new. Every value is checked before the first is sent."""
+    def put_many(self, queue: str, values: Iterable[Any], keys: Iterable[str] | None = None, delay_s: float | None = None,
+                 at: datetime | float | None = None) -> int:
+        """Put each value; returns how many were new. Every value is checked before the first is sent. All of them wait alike."""
+        waits = _waits(delay_s, at)
         encode_value = ENCODERS[self.queue_record(queue)["codec"]]
         bodies = []
         for value in values:
@@ -457,16 +464,16 @@ class Cluster:
         added = 0
         for start, stop in _batches(bodies):
             try:
-                added += self._put(queue, bodies[start:stop], None if names is None else names[start:stop])
+                added += self._put(queue, bodies[start:stop], None if names is None else names[start:stop], waits)
             except BaseException as error:
                 if start:
                     error.add_note(f"the first {start} of {len(bodies)} values were put")
                 raise
         return added
 
-    def _put(self, queue: str, bodies: list[bytes], keys: list[str] | None) -> int:
+    def _put(self, queue: str, bodies: list[bytes], keys: list[str] | None, waits: dict[str, int]) -> int:
         blobs = [lengths_blob(map(len, bodies)), b"".join(bodies)]
-        port: dict[str, Any] = {"queues": [self.full(queue)]}
+        port: dict[str, Any] = {"queues": [self.full(queue)], **waits}
         if keys is not None:
             port["keys"] = True
             blobs.append(json.dumps(keys).encode())
@@ -640,6 +647,23 @@ def bodies_of(message: Message) -> Iterator[tuple[int, bytes]]:
         for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
             yield item_id, body[start : start + size]
             start += size
+
+
+def _waits(delay_s: float | None, at: datetime | float | None) -> dict[str, int]:
+    """What a put says of a wait. Raises `WrongUsage`."""
+    if delay_s is not None and at is not None:
+        raise WrongUsage("delay_s= and at= were both given: a value waits for a while or until a time, so leave one out")
+    name, given = ("delay_s", delay_s) if at is None else ("at", at)
+    if given is None:
+        return {}
+    if isinstance(given, datetime):
+        if given.tzinfo is None:
+            raise WrongUsage(f"at={given} has no time zone, so it is another moment on each machine: give one, as in datetime.now(UTC)")
+        given = given.timestamp()
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < _SECONDS_MAX:
+        kind = "seconds, 0 or more" if name == "delay_s" else "a datetime with a time zone or seconds since the epoch"
+        raise WrongUsage(f"{name}={given!r} is not {kind}: correct it or leave it out")
+    return {"delay_ms" if name == "delay_s" else "at_ms": math.ceil(1000 * given)}
 
 
 def _batches(bodies: list[bytes]) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_shallow, is_text
 from p2pcluster.errors import RemoteProtocolError
 
-VERSION = 1
+VERSION = 2  # since 2 a put may wait, a source ticks, and people pause and scale: a node of 1 would make another state of the same log
 LABEL_CHARS_MAX = 100  # of an id, a node's name or an address
 FACTS_MAX = 100  # of one node
 FACT_SIZE_MAX = 1000  # characters of a text, or members of a list
