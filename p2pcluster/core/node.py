@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from p2pcluster import config
 from p2pcluster.core import commands, status
 from p2pcluster.core.codec import Buffer, Message, encode
+from p2pcluster.core.demand import home_of, loads_of, origin_of
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
-from p2pcluster.core.placement import Load, admitted_nodes, allowed_nodes, plan_processes
+from p2pcluster.core.placement import admitted_nodes, allowed_nodes, plan_processes
 from p2pcluster.core.planner import Planner, Question
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
@@ -34,13 +35,16 @@ if TYPE_CHECKING:
 
 REPLAN_INTERVAL_MS = 1000  # how often processes may move between stages: slower than they start
 DUE_INTERVAL_MS = 50  # how late a retry may be
+DUE_ITEMS_MAX = 10_000  # that one command makes ready
+NEAR_MS = 200  # the clock is looked at often when something is due within this
 LOST_SESSION_MS = config.SESSION_TIMEOUT_MS
 ORIGIN_AWAITED_MS = 30_000  # a node that is started again is there by then
 LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are a little behind; four times that for slower ones
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
 _NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
-_CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close"})
+_CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close",
+                              "pause", "resume", "scale"})
 
 
 LOCAL_SESSION = "local"  # of the machine's own executor, whose messages are not looked at twice
@@ -48,7 +52,8 @@ LOCAL_SESSION = "local"  # of the machine's own executor, whose messages are not
 
 @dataclass(slots=True)
 class Session:
-    """Somebody who talks to the leader. `windows`: for a node how many items of a queue it wants to hold, for a client how many more."""
+    """Somebody who talks to the leader. `windows`: for a node how many items of a queue it wants to hold, for a client how many more.
+    `is_watched`: of a client that somebody else watches, who can say what ran when it has died."""
 
     id: str
     kind: str
@@ -57,6 +62,7 @@ class Session:
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     has_reported: bool = False
+    is_watched: bool = False
     is_leaving: bool = False
     is_draining: bool = False
     windows: dict[str, int] = field(default_factory=dict)
@@ -135,6 +141,7 @@ class Node:
         self._planner = Planner()
         self._random = random
         self._now_ms = now_ms
+        self._wall_ms = 0
         self._outbox: list[Sent] = []
         self._peer_outbox: list[ToPeer] = []
         self._pending: deque[tuple[Message, Any]] = deque()
@@ -162,17 +169,18 @@ class Node:
 
     @property
     def has_pending(self) -> bool:
-        """Whether something waits for the next entry, or for its time."""
-        return bool(self._pending) or self._out is not None or any(queue.delayed for queue in self.state.queues.values())
+        """Whether something waits for the next entry, or for a time that is near."""
+        return bool(self._pending) or self._out is not None or self._is_due_within(NEAR_MS)
 
     @property
     def has_work(self) -> bool:
         """Whether anything moves: a busy node looks at the clock more often."""
         return bool(self._pending) or any(p.state == "running" for p in self.state.pipelines.values())
 
-    def tick(self, now_ms: int) -> None:
-        """Time has passed: elections, retries that are due, plans, sessions that stay away."""
+    def tick(self, now_ms: int, wall_ms: int = 0) -> None:
+        """Time has passed: elections, what is due, plans, sessions that stay away. `wall_ms`: the time of day, for what asks for that."""
         self._now_ms = max(self._now_ms, now_ms)
+        self._wall_ms = wall_ms
         self.raft.tick(now_ms)
         if not self._check_serving():
             return
@@ -202,7 +210,7 @@ class Node:
         if self._session_of(session.node, session.boot) is not None:
             return  # it has come back by another connection already
         if self._serving and self._holds_leases(session.node, session.boot):
-            grace = 0 if session.kind == "client" else LOST_SESSION_MS
+            grace = 0 if session.kind == "client" and not session.is_watched else LOST_SESSION_MS
             self._lost[(session.node, session.boot)] = self._now_ms + grace
 
     def step(self, session_id: str, message: Message, now_ms: int) -> None:
@@ -406,12 +414,15 @@ class Node:
         self._propose(commands.session_end(node, boot, {} if is_client else ran, error, 0))
 
     def _propose_due(self) -> None:
-        now = self.raft.cluster_time_ms(self._now_ms)
+        now_ms = self.raft.cluster_time_ms(self._now_ms)
         for queue in self.state.queues.values():
-            if queue.delayed:
-                ids = sorted(item_id for item_id, due_ms in queue.delayed.items() if due_ms <= now)
-                if ids:
-                    self._propose(Message("due", {"queue": queue.name, "ids": ids}))
+            ids = queue.delayed.due(now_ms, self._wall_ms, DUE_ITEMS_MAX) if queue.delayed else []
+            if ids:
+                self._propose(Message("due", {"queue": queue.name, "ids": ids}))
+
+    def _is_due_within(self, ms: int) -> bool:
+        now_ms = self.raft.cluster_time_ms(self._now_ms)
+        return any(queue.delayed.is_due_by(now_ms + ms, self._wall_ms + ms) for queue in self.state.queues.values() if queue.delayed)
 
     # ---- commands of sessions
 
@@ -433,7 +444,7 @@ class Node:
         if session_id in self.sessions:
             self._outbox.append((session_id, Message("reply", {"req": request, "kind": outcome.kind, "result": outcome.result,
                                                                **outcome.fields})))
-        if outcome.kind in ("deploy", "start_run", "close", "retry", "discard"):
+        if outcome.kind in ("deploy", "start_run", "close", "retry", "discard", "pause", "resume", "scale"):
             self._next_plan_ms = 0
 
     def _reply(self, session_id: str, message: Message, result: str, **fields: Any) -> None:
@@ -442,14 +453,16 @@ class Node:
             self._outbox.append((session_id, Message("reply", {"req": request, "kind": message.kind, "result": result, **fields})))
 
     def _with_delay(self, message: Message) -> Message:
-        """A failed item's wait: the stage's back-off, doubled with each delivery, with jitter so that they do not come back at once."""
+        """A failed item's wait: the stage's back-off, doubled with each delivery, with jitter so that they do not come back at once. Where no
+        stage reads the queue, who took the item says the first wait."""
         queue = self.state.queues.get(message.fields["queue"])
         pipeline = self.state.pipelines.get(queue.pipeline) if queue else None
         stage = pipeline.stage(queue.read_by) if queue and pipeline and queue.read_by else None
-        if queue is None or stage is None:
+        if queue is None:
             return message
         deliveries = queue.deliveries.get(message.fields["id"], 0)
-        delay_s = min(float(stage["backoff_s"]) * 2.0 ** min(deliveries, config.DOUBLINGS_MAX), config.BACKOFF_MAX_S)
+        backoff_s = float(stage["backoff_s"]) if stage else message.fields["delay_ms"] / 1000
+        delay_s = min(backoff_s * 2.0 ** min(deliveries, config.DOUBLINGS_MAX), config.BACKOFF_MAX_S)
         return message._replace(fields={**message.fields, "delay_ms": int(1000 * delay_s * self._random.uniform(0.75, 1.25))})
 
     # ---- puts, held back while their queues are full
@@ -556,7 +569,7 @@ class Node:
         """How many items of the queue may be taken before what they become fills a queue behind it."""
         pipeline = self.state.pipelines.get(queue.pipeline)
         stage = pipeline.stage(queue.read_by) if pipeline and queue.read_by else None
-        if pipeline is None or stage is None or pipeline.state != "running":
+        if pipeline is None or stage is None or pipeline.state != "running" or pipeline.is_paused(stage["name"]):
             return 0
         room = 1 << 30
         back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
@@ -684,9 +697,9 @@ class Node:
         nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported]
         staying = [n for n in nodes if not n.is_draining]
         self._planner.look([p for p in self.state.pipelines.values() if p.state == "running"], staying, self._now_ms)
-        loads = self._loads(nodes)
+        loads = loads_of(self.state, nodes, self.rates, self._planner)
         plan = plan_processes({n.id: int(n.facts.get("slots", 1)) for n in staying}, loads,
-                              {n.id: (n.planned or {}).get("processes", {}) for n in nodes})
+                              {n.id: (n.planned or {}).get("processes", {}) for n in nodes}, self._now_ms // 1000)
         for session in nodes:
             new = self._plan_for(session, plan.get(session.id, {}), nodes)
             if new != session.planned:
@@ -696,34 +709,9 @@ class Node:
         self._forget_old_producers()
         self._maybe_change_configuration()
 
-    def _loads(self, nodes: list[Session]) -> list[Load]:
-        loads = []
-        for pipeline in self.state.pipelines.values():
-            if pipeline.state != "running":
-                continue
-            for stage in pipeline.manifest["stages"]:
-                name = pipeline.full(stage["name"])
-                queue = self.state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
-                measured = [n.service_us[name] for n in nodes if name in n.service_us]
-                loads.append(Load(
-                    name, stage["kind"], stage["processes"], stage["per_node"], queue.open_count if queue else 0,
-                    sum(measured) / len(measured) if measured else 0.0,
-                    *self._home_of(pipeline, stage, nodes), frozenset(n.id for n in nodes if name in n.troubles),
-                    self._planner.counts(pipeline.name, stage["name"]),
-                ))
-        return loads
-
-    def _home_of(self, pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> tuple[frozenset[str] | None, str | None]:
-        """The sessions that may run a stage, None for all; and the one that is to, of the machine that the project came from."""
-        origin = self._origin_of(pipeline, nodes)
-        return allowed_nodes(pipeline, stage, nodes)[0], origin.id if origin and stage["kind"] != "stage" else None
-
-    def _origin_of(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
-        return next((session for session in nodes if session.node == pipeline.origin.get("node")), None)
-
     def _runner_of_on_done(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
         """The origin, where its files are; another node only when that stays away, for the run's end waits for it."""
-        origin, node = self._origin_of(pipeline, nodes), str(pipeline.origin.get("node"))
+        origin, node = origin_of(pipeline, nodes), str(pipeline.origin.get("node"))
         if origin is None and node in self.state.members and not self._watch.is_dead_for(node, ORIGIN_AWAITED_MS, self._now_ms):
             return None
         admitted = admitted_nodes(pipeline, nodes)
@@ -736,6 +724,7 @@ class Node:
                 "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
                 "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
                 "zip_sha256": pipeline.zip_sha256,
+                "paused": dict(pipeline.paused), "scaled": dict(pipeline.scaled),
                 "runs_on_done": session is self._runner_of_on_done(pipeline, nodes), "is_over": is_over(pipeline),
                 "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
                 "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
@@ -750,7 +739,7 @@ class Node:
         for pipeline in self.state.pipelines.values():
             if pipeline.state != "running":
                 continue
-            for stage in pipeline.sources:
+            for stage in (stage for stage in pipeline.sources if not pipeline.is_paused(stage["name"])):
                 for shard in range(shards_of(stage)):
                     self._maybe_assign(pipeline, stage, shard, nodes)
 
@@ -759,7 +748,7 @@ class Node:
         producer = self.state.producers.get(key)
         if key in self._owners or key in self._held or (producer is not None and producer.finished):
             return  # with a new epoch, what is held back would be refused
-        allowed, preferred = self._home_of(pipeline, stage, nodes)
+        allowed, preferred = allowed_nodes(pipeline, stage, nodes)[0], home_of(pipeline, stage, nodes)
         fit = [n for n in nodes if allowed is None or n.id in allowed]
         if not fit:
             return
@@ -814,6 +803,7 @@ class Node:
             session.take_requests.pop(name, None)
             self._reply(session.id, message, "ok", count=0)
             return
+        session.is_watched = session.is_watched or message.fields.get("watched") is True
         session.windows[name] = count
         session.take_requests[name] = message.fields["req"]
         self._dispatch_to(session, queue)
@@ -919,7 +909,8 @@ def is_over(pipeline: PipelineState) -> bool:
 
 def _bare(message: Message) -> Message:
     """The command in a message: the fields that belong to it, and not what ties it to a session."""
-    return message._replace(fields={name: message.fields[name] for name in commands.FIELDS[message.kind]})
+    fields = {name: message.fields[name] for name in commands.FIELDS[message.kind]}
+    return message._replace(fields=fields | {name: message.fields[name] for name in commands.OPTIONAL if name in message.fields})
 
 
 def _port_blobs(message: Message) -> list[tuple[dict[str, Any], int]]:

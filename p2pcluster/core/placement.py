@@ -1,12 +1,14 @@
 """How many processes of each stage each node runs: equal input, equal plan; a small change in, a small change out.
 
 What a pipeline's own placement says comes first, and explicit counts are given as asked. The `"auto"` stages share the slots: each has
-a process somewhere even beyond them, and the rest go, one by one, to the stage whose items would wait the longest. A process moves only
-for a wait that is longer by `HYSTERESIS`, so that two stages that are about even do not take turns.
+a process somewhere even beyond them, pipelines that have work share the rest evenly, and within a pipeline they go to the stage whose
+items would wait the longest. A process moves only for a wait that is longer by `HYSTERESIS`, so that two stages that are about even do
+not take turns, and what runs on a node stays there unless another one has much more room.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,29 +19,60 @@ if TYPE_CHECKING:
     from p2pcluster.core.node import Session
     from p2pcluster.core.records import PipelineState
 
-HYSTERESIS = 1.5  # a process moves for a wait this many times as long
+HYSTERESIS = 1.25  # a process moves for a wait this many times as long
 WAIT_US_MIN = 200_000.0  # shorter waits are noise: starting a process costs about as much
+FAR = 4.0  # or for one this many times as long where that slows the pipeline's pace: its queues alone make waits differ
+MOVES_DIVISOR = 4  # a plan moves at most this part of the slots, so that four plans move all of them and one mistake few
+SATURATED = 0.9  # a stage that keeps this part of its processes at work is behind, or about to be
+SATURATED_FULL = 0.4  # or this part, when its queue is full
+TURN_S = 10  # how long a pipeline keeps the odd slot where that is much
+EVEN = 0.85  # of an even part: whoever gets less without the odd slot has it in turn
+IDLE = 0.6  # processes that are at work this little are more than are needed
+WELL_USED = 0.8  # as many are left as are at work this much
+UNEVEN = 2  # a process goes to another node for this much more room there; for less, it would come back
 _NODES_TOLD = 3  # in one line that can be read
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A stage and what waits for it: `backlog` items of `service_us` each. Sources are not placed here: they are assigned."""
+    """A stage, `pipeline/stage`, and what waits for it: `backlog` items of `service_us` each, in its queue and further up. Sources are
+    not placed here: they are assigned."""
 
     stage: str
     kind: str
     processes: int | str
     per_node: int | None
-    backlog: int
+    backlog: float
     service_us: float
     allowed: frozenset[str] | None = None  # the nodes that satisfy its rule; None: it has none
     prefers: str | None = None  # the node that it runs on as long as that is there
     barred: frozenset[str] = frozenset()  # nodes where it does not start: they get none of it as long as there are others
     counts: Mapping[str, int] | None = None  # by node, what the pipeline's own placement says; of nodes that are gone too
+    flow: float = 1.0  # of the items of its pipeline, how many come to it; only their proportions matter
+    busy: float = 0.0  # how many processes it has kept busy of late
+    is_full: bool = False  # whoever puts into its queue waits for it
+    is_blocked: bool = False  # more of it would wait for room behind it
+
+    @property
+    def pipeline(self) -> str:
+        return self.stage.partition("/")[0]
 
     def wait_us(self, processes: int) -> float:
         """How long the last item in line waits."""
         return self.backlog * self.service_us / max(processes, 1)
+
+    def pace_us(self, processes: int) -> float:
+        """How long it takes for all that comes to it, in proportion: the stage with the longest sets its pipeline's pace."""
+        return self.flow * self.service_us / max(processes, 1)
+
+    def is_behind(self, processes: int) -> bool:
+        """Whether these are too few: a line that is long, or that is short only because its queue is. Rates come late, so that a stage
+        whose queue is full may more than double from one plan to the next."""
+        return self.wait_us(processes) >= WAIT_US_MIN or self.busy >= (SATURATED_FULL if self.is_full else SATURATED) * processes
+
+    def gains(self, processes: int) -> bool:
+        """Whether one more than these would have anything to do."""
+        return not self.is_blocked and processes < self.backlog and self.is_behind(processes)
 
 
 Plan = dict[str, dict[str, int]]
@@ -80,19 +113,20 @@ def facts_of(session: Session, pipeline: PipelineState) -> dict[str, Any]:
     return {**{name: session.facts.get(name) for name in rules.FACTS}, "name": session.name, "origin": is_origin}
 
 
-def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan) -> Plan:
+def plan_processes(slots: dict[str, int], loads: list[Load], current: Plan, now_s: int = 0) -> Plan:
     """Processes by node and stage. `slots` by node; `current` is the plan in force."""
     plan: Plan = {node: {} for node in slots}
     if not slots:
         return plan
     left = [load for load in loads if load.kind != "source" and not _place(plan, load)]
-    for load in left:
-        if load.processes != "auto":
-            _spread(plan, load, int(load.processes), slots)
-    auto = [load for load in left if load.processes == "auto"]
-    most = [_most(load, slots) for load in auto]
-    for load, count in zip(auto, _shares(auto, most, sum(slots.values()), _totals(current)), strict=True):
-        _spread(plan, load, count, slots)
+    fixed = [(load, int(load.processes)) for load in left if load.processes != "auto"]
+    auto = _shares([load for load in left if load.processes == "auto"], slots, _totals(current), now_s // TURN_S)
+    spread = [(load, _fit(load, slots), count) for load, count in (*fixed, *auto)]
+    for load, fit, count in spread:
+        _keep(plan, load, fit, count, current)
+    for load, fit, count in spread:
+        _fill(plan, load, fit, count, slots)
+    _even_out(plan, [(load, fit) for load, fit, _ in spread], slots)
     return plan
 
 
@@ -118,52 +152,167 @@ def _totals(plan: Plan) -> dict[str, int]:
     return totals
 
 
-def _shares(loads: list[Load], most: list[int], slots: int, current: dict[str, int]) -> list[int]:
-    """How many processes each automatic stage gets in all, each within what it may have at most."""
-    shares = [min(limit, max(1, current.get(load.stage, 1))) for load, limit in zip(loads, most, strict=True)]
-    while sum(shares) > max(slots, len(loads)):
-        spare = [at for at in range(len(loads)) if shares[at] > 1]
-        shares[min(spare, key=lambda at: loads[at].wait_us(shares[at]))] -= 1
-    while sum(shares) < slots and (open_to := _below(shares, most)):
-        at = _longest(loads, shares, open_to)
-        if loads[at].wait_us(shares[at]) < WAIT_US_MIN:
-            break
-        shares[at] += 1
-    _move_one(loads, shares, most)
-    return shares
+def _shares(loads: list[Load], slots: dict[str, int], current: dict[str, int], turn: int) -> list[tuple[Load, int]]:
+    """How many processes each automatic stage gets in all."""
+    pipelines: dict[str, list[_Share]] = {}
+    for load in loads:
+        most = _most(load, slots)
+        pipelines.setdefault(load.pipeline, []).append(_Share(load, most, min(most, max(1, current.get(load.stage, 1)))))
+    budgets = _budgets(pipelines, sum(slots.values()), turn)
+    moves = max(1, sum(slots.values()) // MOVES_DIVISOR)
+    for name, shares in pipelines.items():
+        _share(shares, budgets[name], moves)
+    by_stage = {share.load.stage: share.count for shares in pipelines.values() for share in shares}
+    return [(load, by_stage[load.stage]) for load in loads]
 
 
-def _below(shares: list[int], most: list[int]) -> list[int]:
-    return [at for at in range(len(shares)) if shares[at] < most[at]]
+@dataclass(slots=True)
+class _Share:
+    """How many processes an automatic stage has, and may have at most."""
+
+    load: Load
+    most: int
+    count: int
+
+    @property
+    def wait_us(self) -> float:
+        return self.load.wait_us(self.count)
+
+    @property
+    def wait_after_us(self) -> float:
+        return self.load.wait_us(self.count - 1)
+
+    @property
+    def at_work(self) -> int:
+        """How many of them it needs to keep up; all of them unless it clearly needs fewer."""
+        return self.count if self.load.busy > IDLE * self.count else max(1, math.ceil(self.load.busy / WELL_USED))
+
+    @property
+    def gains(self) -> bool:
+        return self.count < self.most and self.load.gains(self.count)
 
 
-def _longest(loads: list[Load], shares: list[int], among: list[int]) -> int:
-    return max(among, key=lambda at: loads[at].wait_us(shares[at]))
+def _budgets(pipelines: dict[str, list[_Share]], slots: int, turn: int) -> dict[str, int]:
+    """How many processes each pipeline may have: evenly, up to what it could use (max-min fairness; Bertsekas and Gallager, Data
+    Networks, section 6.5.2)."""
+    budgets = {name: len(shares) for name, shares in pipelines.items()}
+    wants = {name: _wanted(shares) for name, shares in pipelines.items()}
+    have = {name: sum(share.count for share in shares) for name, shares in pipelines.items()}
+    hungry = sorted(name for name in budgets if budgets[name] < wants[name])
+    if hungry and slots // len(hungry) < EVEN * slots / len(hungry):
+        first = {name: (at + turn) % len(hungry) for at, name in enumerate(hungry)}
+    else:
+        first = {name: -have[name] for name in hungry}
+    while sum(budgets.values()) < slots and hungry:
+        name = min(hungry, key=lambda name: (budgets[name], first[name]))
+        budgets[name] += 1
+        hungry = [name for name in hungry if budgets[name] < wants[name]]
+    left = slots - sum(budgets.values())
+    for name in budgets:  # what nobody wants stays where it is
+        kept = min(max(0, have[name] - budgets[name]), max(0, left))
+        budgets[name], left = budgets[name] + kept, left - kept
+    return budgets
 
 
-def _move_one(loads: list[Load], shares: list[int], most: list[int]) -> None:
-    """One process at a time goes from the stage that would miss it least to the one that needs it most."""
-    givers = [at for at in range(len(loads)) if shares[at] > 1]
-    takers = _below(shares, most)
+def _wanted(shares: list[_Share]) -> int:
+    """How many processes a pipeline could use: all that it may have where something waits, else those that are at work."""
+    if any(share.load.is_behind(share.count) and not share.load.is_blocked for share in shares):
+        return sum(max(share.at_work, min(share.most, math.ceil(share.load.backlog))) for share in shares)
+    return sum(share.at_work for share in shares)
+
+
+def _share(shares: list[_Share], slots: int, moves: int) -> None:
+    """Share a pipeline's slots among its automatic stages."""
+    while sum(share.count for share in shares) > max(slots, len(shares)):
+        min((share for share in shares if share.count > 1), key=lambda share: share.wait_after_us).count -= 1
+    while sum(share.count for share in shares) < slots and (takers := [share for share in shares if share.gains]):
+        max(takers, key=lambda share: share.wait_us).count += 1
+    for _ in range(moves):
+        if not _move_one(shares):
+            return
+
+
+def _move_one(shares: list[_Share]) -> bool:
+    """A process goes from the stage that would miss it least to the one that needs it most; whether one did."""
+    givers = [share for share in shares if share.count > 1]
+    takers = [share for share in shares if share.gains]
     if not givers or not takers:
-        return
-    to = _longest(loads, shares, takers)
-    giver = min(givers, key=lambda at: loads[at].wait_us(shares[at] - 1))
-    gain_us = loads[to].wait_us(shares[to])
-    if giver != to and gain_us >= WAIT_US_MIN and gain_us > HYSTERESIS * loads[giver].wait_us(shares[giver] - 1):
-        shares[giver] -= 1
-        shares[to] += 1
+        return False
+    taker, giver = max(takers, key=lambda share: share.wait_us), min(givers, key=lambda share: share.wait_after_us)
+    longer = HYSTERESIS if _keeps_pace(giver, taker) else FAR
+    if giver is taker or taker.wait_us <= longer * giver.wait_after_us:
+        return False
+    giver.count, taker.count = giver.count - 1, taker.count + 1
+    return True
 
 
-def _spread(plan: Plan, load: Load, count: int, slots: dict[str, int]) -> None:
-    """Give `count` processes to the nodes with the most slots left, within `per_node`."""
-    for _ in range(count):
-        room = [node for node in plan if load.per_node is None or plan[node].get(load.stage, 0) < load.per_node]
-        fit = plan.keys() if load.allowed is None else plan.keys() & load.allowed
-        fit = fit if fit <= load.barred else fit - load.barred
-        room = [node for node in room if node in fit]
-        room = [load.prefers] if load.prefers in room else room
+def _keeps_pace(giver: _Share, taker: _Share) -> bool:
+    """Whether the slower of the two is no slower afterwards."""
+    before_us = max(giver.load.pace_us(giver.count), taker.load.pace_us(taker.count))
+    return max(giver.load.pace_us(giver.count - 1), taker.load.pace_us(taker.count + 1)) <= before_us
+
+
+def _fit(load: Load, slots: Mapping[str, int]) -> frozenset[str]:
+    """The nodes that may run a stage; those where it does not start only when there are no others."""
+    fit = frozenset(slots) if load.allowed is None else frozenset(slots) & load.allowed
+    return fit if fit <= load.barred else fit - load.barred
+
+
+def _room(plan: Plan, load: Load, fit: frozenset[str]) -> list[str]:
+    """The nodes that may have one more, in the order of the plan."""
+    return [node for node in plan if node in fit and (load.per_node is None or plan[node].get(load.stage, 0) < load.per_node)]
+
+
+def _keep(plan: Plan, load: Load, fit: frozenset[str], count: int, current: Plan) -> None:
+    """As many processes as may stay where they are, do; those too many go where it has most of them."""
+    held = {node: min(current.get(node, {}).get(load.stage, 0), count if load.per_node is None else load.per_node)
+            for node in plan if node in fit}
+    if load.prefers in held:
+        limit = count if load.per_node is None else load.per_node
+        held = {node: have if node == load.prefers else min(have, max(0, count - limit)) for node, have in held.items()}
+    while sum(held.values()) > count:
+        held[max(held, key=lambda node: (node != load.prefers, held[node]))] -= 1
+    for node, have in held.items():
+        if have:
+            plan[node][load.stage] = have
+
+
+def _fill(plan: Plan, load: Load, fit: frozenset[str], count: int, slots: Mapping[str, int]) -> None:
+    """Start what is missing where the most slots are left."""
+    for _ in range(count - sum(stages.get(load.stage, 0) for stages in plan.values())):
+        room = _room(plan, load, fit)
         if not room:
             return
-        node = max(room, key=lambda name: slots[name] - sum(plan[name].values()))
+        node = load.prefers if load.prefers in room else max(room, key=lambda name: _left(plan, slots, name))
+        assert node is not None
         plan[node][load.stage] = plan[node].get(load.stage, 0) + 1
+
+
+def _left(plan: Plan, slots: Mapping[str, int], node: str) -> int:
+    return slots[node] - sum(plan[node].values())
+
+
+def _even_out(plan: Plan, loads: list[tuple[Load, frozenset[str]]], slots: Mapping[str, int]) -> None:
+    """Some processes go to nodes with more room: a machine that has just come gets its part."""
+    for _ in range(max(1, sum(slots.values()) // MOVES_DIVISOR)):
+        move = _evening(plan, loads, slots)
+        if move is None:
+            return
+        stage, node, to = move
+        plan[node][stage] -= 1
+        if not plan[node][stage]:
+            del plan[node][stage]
+        plan[to][stage] = plan[to].get(stage, 0) + 1
+
+
+def _evening(plan: Plan, loads: list[tuple[Load, frozenset[str]]], slots: Mapping[str, int]) -> tuple[str, str, str] | None:
+    """A stage of which a process goes from a node to another: from the fullest to the emptiest for which that may be."""
+    nodes = sorted(plan, key=lambda node: (_left(plan, slots, node), node))
+    for to in reversed(nodes):
+        for node in nodes:
+            if _left(plan, slots, to) - _left(plan, slots, node) < UNEVEN:
+                break
+            for load, fit in loads:
+                if plan[node].get(load.stage, 0) and node != load.prefers and to in _room(plan, load, fit):
+                    return load.stage, node, to
+    return None

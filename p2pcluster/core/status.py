@@ -36,9 +36,16 @@ class Rates:
 
     def of(self, queue: str) -> tuple[float, float]:
         """Items in and out per second."""
+        return self._between(0, queue)
+
+    def of_late(self, queue: str) -> tuple[float, float]:
+        """The same since the sample before the last one."""
+        return self._between(-2, queue)
+
+    def _between(self, since: int, queue: str) -> tuple[float, float]:
         if len(self._samples) < 2:
             return 0.0, 0.0
-        (t0, old), (t1, new) = self._samples[0], self._samples[-1]
+        (t0, old), (t1, new) = self._samples[since], self._samples[-1]
         if t1 <= t0 or queue not in new:
             return 0.0, 0.0
         before = old.get(queue, (0, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from p2pcluster.core.placement import Load, Plan, plan_processes
 
 
@@ -49,12 +51,57 @@ def test_equal_input_gives_an_equal_plan_and_the_plan_in_force_stays() -> None:
     assert plan_processes({"m": 3, "n": 3}, loads, plan) == plan
 
 
-def test_one_process_moves_at_a_time_and_only_for_a_clearly_longer_wait() -> None:
-    current = {"n": {"a": 3, "b": 1}}
-    even = [load("a", backlog=3000, service_us=1000), load("b", backlog=1300, service_us=1000)]
+def test_processes_move_only_for_a_clearly_longer_wait() -> None:
+    current = {"n": {"p/a": 3, "p/b": 1}}
+    even = [load("p/a", backlog=3000, service_us=1000), load("p/b", backlog=1800, service_us=1000)]
     assert plan_processes({"n": 4}, even, current) == current
-    uneven = [load("a", backlog=10, service_us=1000), load("b", backlog=9000, service_us=1000)]
-    assert plan_processes({"n": 4}, uneven, current) == {"n": {"a": 2, "b": 2}}
+    uneven = [load("p/a", backlog=10, service_us=1000), load("p/b", backlog=9000, service_us=1000)]
+    assert plan_processes({"n": 4}, uneven, current) == {"n": {"p/a": 2, "p/b": 2}}
+
+
+def test_a_plan_moves_a_quarter_of_the_slots_at_most() -> None:
+    current = {"n": {"p/a": 15, "p/b": 1}}
+    uneven = [load("p/a", backlog=10, service_us=1000), load("p/b", backlog=9000, service_us=1000)]
+    assert plan_processes({"n": 16}, uneven, current) == {"n": {"p/a": 11, "p/b": 5}}
+
+
+def test_a_stage_with_no_room_behind_it_gains_nothing() -> None:
+    waiting = [load("p/a", backlog=9000, service_us=10_000, is_blocked=True), load("p/b", backlog=9000, service_us=1_000)]
+    assert plan_processes({"n": 6}, waiting, {}) == {"n": {"p/a": 1, "p/b": 5}}
+    assert plan_processes({"n": 6}, waiting[:1], {}) == {"n": {"p/a": 1}}
+
+
+def test_a_stage_gets_no_more_processes_than_it_has_items() -> None:
+    assert plan_processes({"n": 9}, [load("p/a", backlog=3, service_us=1e7)], {}) == {"n": {"p/a": 3}}
+
+
+def test_a_stage_with_a_short_queue_that_is_always_full_grows_as_long_as_its_processes_are_at_work() -> None:
+    short = load("p/a", backlog=4, service_us=20_000, is_full=True, busy=1.0)
+    assert plan_processes({"n": 9}, [short], {"n": {"p/a": 1}}) == {"n": {"p/a": 3}}
+    assert plan_processes({"n": 9}, [replace(short, busy=0.1)], {"n": {"p/a": 1}}) == {"n": {"p/a": 1}}
+
+
+def test_pipelines_that_have_work_share_the_slots_evenly_however_much_waits_in_each() -> None:
+    two = [load("p/a", backlog=10**6, service_us=1e6), load("p/b", backlog=10**6, service_us=1e6), load("q/a", backlog=10**4, service_us=1e4)]
+    plan = totals(plan_processes({"n": 5, "m": 5}, two, {"n": {"p/a": 5}, "m": {"p/b": 4, "q/a": 1}}))
+    assert plan["p/a"] + plan["p/b"] == 5 == plan["q/a"]
+
+
+def test_a_pipeline_that_keeps_up_keeps_what_is_at_work_and_lends_the_rest() -> None:
+    hungry, keeping_up = load("p/a", backlog=10**4, service_us=1e6), load("q/a", backlog=3, service_us=1e4, busy=2.9)
+    assert totals(plan_processes({"n": 10}, [hungry, keeping_up], {"n": {"q/a": 4}})) == {"p/a": 6, "q/a": 4}
+    assert totals(plan_processes({"n": 10}, [hungry, replace(keeping_up, busy=0.1)], {"n": {"q/a": 4}})) == {"p/a": 9, "q/a": 1}
+    assert totals(plan_processes({"n": 10}, [hungry, replace(keeping_up, backlog=10**4)], {"n": {"p/a": 9, "q/a": 1}})) == {"p/a": 5, "q/a": 5}
+
+
+def test_what_runs_stays_where_it_is_and_a_machine_that_comes_gets_its_part() -> None:
+    loads = [load("p/a", 4), load("p/b", 2)]
+    current = {"m": {"p/b": 2}, "n": {"p/a": 4}}
+    assert plan_processes({"m": 2, "n": 4}, loads, current) == current
+    assert plan_processes({"m": 2, "n": 4}, [load("p/a", 3), load("p/b", 2)], current) == {"m": {"p/b": 2}, "n": {"p/a": 3}}
+    plan = plan_processes({"m": 2, "n": 4, "new": 4}, loads, current)
+    assert plan == {"m": {"p/b": 1}, "n": {"p/a": 3}, "new": {"p/b": 1, "p/a": 1}}
+    assert plan_processes({"m": 2, "n": 4, "new": 4}, loads, plan) == plan
 
 
 def test_a_stage_that_may_run_on_one_node_only_waits_for_it() -> None:

@@ -1,0 +1,103 @@
+"""What each stage of each running pipeline has to do, for the plan: how many items, how long one takes, what holds it up.
+
+This file alone decides what counts as waiting for a stage: what is in its queue, and what will come of what lies further up. Counting
+its queue alone would have two stages of one pipeline give each other processes and take them back, as often as the queue between them
+fills and empties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from p2pcluster.core.placement import Load, allowed_nodes
+
+if TYPE_CHECKING:
+    from p2pcluster.core.node import Session
+    from p2pcluster.core.planner import Planner
+    from p2pcluster.core.queues import State
+    from p2pcluster.core.records import PipelineState, QueueState
+    from p2pcluster.core.status import Rates
+
+FULL = 0.9  # a queue that is this full holds up whoever puts into it, or soon will
+
+
+def loads_of(state: State, nodes: list[Session], rates: Rates, planner: Planner) -> list[Load]:
+    """The stages of the running pipelines. `nodes` are the sessions of the nodes that are here."""
+    return [_load(state, nodes, rates, planner, pipeline, stage, items)
+            for pipeline in state.pipelines.values() if pipeline.state == "running"
+            for items in [expected_items(pipeline, state.queues)]
+            for stage in pipeline.manifest["stages"]]
+
+
+def _load(state: State, nodes: list[Session], rates: Rates, planner: Planner, pipeline: PipelineState, stage: dict[str, Any],
+          items: Mapping[str, float]) -> Load:
+    name = pipeline.full(stage["name"])
+    queue = state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
+    measured = [session.service_us[name] for session in nodes if name in session.service_us]
+    service_us = sum(measured) / len(measured) if measured else 0.0
+    expected = items[stage["reads"]] if stage["reads"] and not pipeline.is_paused(stage["name"]) else 0.0
+    back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
+    behind = [state.queues[pipeline.full(name)] for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back]
+    return Load(
+        name, stage["kind"], pipeline.processes(stage), stage["per_node"], expected, service_us,
+        allowed=allowed_nodes(pipeline, stage, nodes)[0],
+        prefers=home_of(pipeline, stage, nodes),
+        barred=frozenset(session.id for session in nodes if name in session.troubles),
+        counts=None if stage["name"] in pipeline.scaled else planner.counts(pipeline.name, stage["name"]),
+        flow=queue.put + expected - due_count(queue) if queue else 0.0,
+        busy=rates.of_late(queue.name)[1] * service_us / 1e6 if queue else 0.0,
+        is_full=queue is not None and fullness(queue) >= FULL,
+        is_blocked=any(fullness(queue) >= FULL for queue in behind),
+    )
+
+
+def home_of(pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> str | None:
+    """The session that is to run a source or a sink as long as it is there: of the machine that the project came from."""
+    origin = origin_of(pipeline, nodes)
+    return origin.id if origin is not None and stage["kind"] != "stage" else None
+
+
+def origin_of(pipeline: PipelineState, nodes: list[Session]) -> Session | None:
+    return next((session for session in nodes if session.node == pipeline.origin.get("node")), None)
+
+
+def fullness(queue: QueueState) -> float:
+    """From 0 to 1 and beyond, by items or bytes, whichever is nearer to its limit."""
+    by_items = queue.open_count / queue.maxsize if queue.maxsize else 0.0
+    return max(by_items, queue.open_bytes / queue.bytes_max if queue.bytes_max else 0.0)
+
+
+def due_count(queue: QueueState) -> int:
+    return queue.open_count - len(queue.delayed)
+
+
+def expected_items(pipeline: PipelineState, queues: Mapping[str, QueueState]) -> dict[str, float]:
+    """By queue of the pipeline, how many items its reader has before it: those that are there, and those that will come of what lies
+    further up, if it goes on as it went so far in this run. What comes round in a circle is left out, and so is what is not due."""
+    back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
+    writers: dict[str, list[str | None]] = {}
+    for stage in pipeline.manifest["stages"]:
+        for name in {name for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back}:
+            writers.setdefault(name, []).append(stage["reads"])
+    expected: dict[str, float] = {}
+
+    def visit(name: str) -> float:
+        if name not in expected:
+            queue, above = queues[pipeline.full(name)], writers.get(name, [])
+            read = [before for before in above if before is not None]
+            each = _yield_of(queue, [queues[pipeline.full(before)] for before in read])
+            coming = sum(visit(before) for before in read) * (min(each, 1.0) if None in above else each)
+            expected[name] = due_count(queue) + coming
+        return expected[name]
+
+    for stage in pipeline.manifest["stages"]:
+        if stage["reads"]:
+            visit(stage["reads"])
+    return expected
+
+
+def _yield_of(queue: QueueState, before: list[QueueState]) -> float:
+    """How many items of a queue one that was finished further up has made on average; one, while nobody can know."""
+    finished = sum(each.done for each in before)
+    return queue.put / finished if finished else 1.0
