@@ -20,6 +20,7 @@ from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
 
 SERVICE_WEIGHT = 0.3  # of the newest measurement in the running average
+UNMEASURED_MS_MIN = 500  # an item that runs this long says something of its stage before it is through
 DEFAULT_SERVICE_US = float(config.WORK_QUEUED_US_MAX)  # until it is measured a function counts as slow: one item at a time
 FAILURE_LINE_INTERVAL_MS = 1000  # a stage that fails at everything says so once a second, and `parked` has the rest
 
@@ -755,13 +756,21 @@ class Executor:
                 stage.trouble = None
         stats = {
             "running": running,
-            "service_us": {s.name: round(s.service_us, 1) for s in self.stages.values() if s.service_us is not None},
+            "service_us": {s.name: us for s in self.stages.values() if (us := self._service_us(s)) is not None},
             "troubles": {s.name: s.trouble for s in self.stages.values() if s.trouble},
             "draining": self.draining,
         }
         if stats != self._stats:
             self._stats = stats
             self._tell(Message("stats", stats))
+
+    def _service_us(self, stage: StageWork) -> float | None:
+        """How long an item takes. Before the first one is through, at least as long as it has been running: by steps, as each is told."""
+        if stage.service_us is not None:
+            return round(stage.service_us, 1)
+        running_ms = [self._now_ms - p.position_ms for p in self.processes.values() if p.works and _full(p.spec) == stage.name]
+        longest_ms = max(running_ms, default=0)
+        return 1000.0 * (1 << longest_ms.bit_length() - 1) if longest_ms >= UNMEASURED_MS_MIN else None
 
     def drain(self) -> None:
         """Stop taking and starting; let what runs finish. `is_idle` says when that is so."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from p2pcluster import config
 from p2pcluster.core.codec import Message
-from p2pcluster.core.executor import Executor, Send, Start
+from p2pcluster.core.executor import Executor, Send, Start, ToLeader
 
 SLOW_MS = int(1000 * config.RECALL_AFTER_S)
 SLOW_US = 1000.0 * SLOW_MS
@@ -40,6 +40,11 @@ class Machine:
     def tick(self, work: int, item: int, now_ms: int) -> None:
         self.executor.tick(now_ms, {self.key: (work, item)})
 
+    def told_us(self) -> list[float]:
+        """How long an item takes, as the leader was told since this was last asked."""
+        messages = [action.message for action in self.executor.take_actions() if isinstance(action, ToLeader)]
+        return [message.fields["service_us"]["p/S"] for message in messages if message.kind == "stats" and message.fields["service_us"]]
+
     def sent(self, kind: str) -> list[int]:
         """The numbers of the works that the process was told of in messages of this kind, since this was last asked."""
         messages = [action.message for action in self.executor.take_actions() if isinstance(action, Send)]
@@ -65,3 +70,18 @@ def test_a_process_that_moved_on_unseen_and_gave_everything_back_is_fed_again() 
     for work in recalled:
         machine.says("returned", 2 * SLOW_MS + 4, work=work, kept=0)
     assert machine.sent("work"), "all of its work came back: it gets some again"
+
+
+def test_an_item_that_runs_for_long_says_how_slow_its_stage_is_at_least_before_it_is_through() -> None:
+    machine = Machine()
+    machine.grant(1, 2, 0)
+    (work,) = machine.sent("work")
+    machine.tick(work, 1, 10)
+    machine.tick(work, 1, 400)
+    assert machine.told_us() == []
+    for now_ms in (600, 800, 1_500, 2_500):
+        machine.tick(work, 1, now_ms)
+    assert machine.told_us() == [512_000, 1_024_000, 2_048_000]
+    machine.done(work, 3_000)
+    machine.tick(0, 0, 3_010)
+    assert machine.told_us() == [SLOW_US], "and then what it took"
