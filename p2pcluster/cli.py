@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from p2pcluster import bundle, config
 from p2pcluster.client import Cluster, Link
 from p2pcluster.config import Options, resolve_options
+from p2pcluster.core.controls import processes_text
 from p2pcluster.errors import ClusterError, Superseded, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
 
@@ -80,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     close.add_argument("name", metavar="NAME")
     _pipeline_option(close)
     _parked_parser(verb)
+    pause = verb("pause", "give a stage, or all of them, no more items, until resume", "pause Train")
+    pause.add_argument("stage", nargs="?", metavar="STAGE", help="without it every stage of the pipeline")
+    _pipeline_option(pause)
+    resume = verb("resume", "take a pause back", "resume Train")
+    resume.add_argument("stage", nargs="?", metavar="STAGE", help="without it the pause of every stage of the pipeline")
+    _pipeline_option(resume)
+    scale = verb("scale", "run so many processes of a stage, whatever its code says", "scale Train 8")
+    scale.add_argument("stage", metavar="STAGE", help="the stage's name; a source has as many processes as its code says")
+    scale.add_argument("processes", metavar="N", type=_processes,
+                       help="a number of processes, or auto for a share of the free slots, code for what the code says")
+    _pipeline_option(scale)
     verb("stop", "stop the node that leads; what runs may finish", "stop")
     verb("leave", "have this machine's node hand over and go out of the cluster for good", "leave")
     recover_parser = verb("recover", "after the loss of most voters: make this machine's copy the whole cluster", "recover")
@@ -97,6 +109,11 @@ def _parked_parser(verb: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     parked.add_argument("action", nargs="?", default="list", choices=["list", "show", "retry", "discard"])
     parked.add_argument("ids", nargs="*", metavar="ID", help="queue:number, as the list shows it; retry and discard without it mean all")
     _pipeline_option(parked)
+
+
+def _processes(text: str) -> int | str | None:
+    """Which `scale` checks."""
+    return None if text == "code" else int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _queue_verb(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -471,6 +488,29 @@ def _number(item: dict[str, Any]) -> int:
     return int(item["id"].rpartition(":")[2])
 
 
+def _pause(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        cluster.pause(args.stage)
+        print(f"{cluster.pipeline}: {args.stage or 'every stage'} is paused")
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        left = cluster.resume(args.stage)
+        still = f"; still paused: {', '.join(name or 'every stage' for name in left)}" if left else ""
+        print(f"{cluster.pipeline}: {args.stage or 'every stage'} is not paused any more{still}")
+    return 0
+
+
+def _scale(args: argparse.Namespace) -> int:
+    with _cluster(args) as cluster:
+        cluster.scale(args.stage, args.processes)
+        told = "as many processes as its code says" if args.processes is None else processes_text(args.processes)
+        print(f"{cluster.pipeline}: {args.stage} is to have {told}")
+    return 0
+
+
 def _stop(args: argparse.Namespace) -> int:
     with _cluster(args) as cluster:
         cluster.stop()
@@ -532,6 +572,6 @@ def _doctor(args: argparse.Namespace) -> int:
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
-    "discard": _discard, "close": _close, "parked": _parked, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
+    "discard": _discard, "close": _close, "parked": _parked, "pause": _pause, "resume": _resume, "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
     "doctor": _doctor,
 }

@@ -26,7 +26,7 @@ from p2pcluster import config
 from p2pcluster.config import Address, Options, parse_address, resolve_options
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message, decode, encode
-from p2pcluster.core.commands import lengths_blob, lengths_of
+from p2pcluster.core.commands import PROCESSES_MAX, is_process_count, lengths_blob, lengths_of
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.errors import (
     ClusterError,
@@ -614,6 +614,41 @@ class Cluster:
         if name not in names:
             raise UnknownName(f"pipeline {self.pipeline!r} has no source and no queue fed from outside called {name!r}; it has {', '.join(names)}")
         self.check(self.link.call(Message("close", {"pipeline": self.pipeline, "name": name})), name)
+
+    def pause(self, stage: str | None = None) -> None:
+        """Give a stage, or all of them, no more items, and call no source of them; what is in hand is finished and processes stay.
+
+        It holds until `resume`, over runs and versions, as long as there is the stage.
+        """
+        self._control(Message("pause", {"pipeline": self.pipeline, "stage": self._stage_name(stage), "reason": ""}))
+
+    def resume(self, stage: str | None = None) -> list[str]:
+        """Take back `pause(stage)`, or `pause()`. Returns which stages are paused nevertheless, each by a word of its own; "" is all of them."""
+        reply = self._control(Message("resume", {"pipeline": self.pipeline, "stage": self._stage_name(stage)}))
+        return list(reply.fields["left"])
+
+    def scale(self, stage: str, processes: int | str | None) -> None:
+        """Run so many processes of a stage, or "auto" for a share of the free slots, whatever its code says, over runs and versions.
+
+        None takes that back.
+        """
+        if processes is not None and not is_process_count(processes):
+            raise WrongUsage(f"{processes!r} processes of {stage}: give a number from 1 to {PROCESSES_MAX}, or auto; to run none, pause it")
+        message = Message("scale", {"pipeline": self.pipeline, "stage": self._stage_name(stage), "processes": processes})
+        if self._control(message).fields.get("code") == "source":
+            raise WrongUsage(f"{stage} is a source, each process of which has a part of its own: say processes= in the code and deploy that")
+
+    def _control(self, message: Message) -> Message:
+        reply = self.link.call(message)
+        return reply if reply.fields.get("code") == "source" else self.check(reply, message.fields["stage"] or self.pipeline)
+
+    def _stage_name(self, name: str | None) -> str | None:
+        """The name, if it is a stage's. Raises `UnknownName`, which names those that there are."""
+        self._manifest = None  # another version may have come since it was asked for
+        names = [str(stage["name"]) for stage in self.manifest["stages"]]
+        if name is not None and name not in names:
+            raise UnknownName(f"pipeline {self.pipeline!r} has no stage {name!r}; it has {', '.join(names)}")
+        return name
 
     def leave(self) -> None:
         """Have the node that this is connected to go out of its cluster for good. Raises `ClusterError` with why it cannot."""

@@ -32,6 +32,7 @@ REASON_CHARS_MAX = 1000  # of a pause: it stands in a line for people
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "put": {"producer": (list,), "ports": (list,), "source": (dict, type(None))},
     "done": {"queue": (str,), "ranges": (list,), "ports": (list,), "whole": (bool,)},
+    "part": {"queue": (str,), "id": (int,), "fence": (list,), "part": (int,), "ports": (list,)},
     "take": {"queue": (str,), "ranges": (list,), "fence": (list,)},
     "release": {"queue": (str,), "ranges": (list,), "fence": (list,)},
     "fail": {"queue": (str,), "id": (int,), "fence": (list,), "error": (dict,), "delay_ms": (int,)},
@@ -42,14 +43,20 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "bundle_part": {"version": (str,), "part": (int,), "parts": (int,)},
     "deploy": {"pipeline": (str,), "version": (str,), "origin": (dict,), "manifest": (dict,), "files": (dict,),
                "zip_sha256": (str,), "project": (dict,)},
+    "roll": {"pipeline": (str,), "rollout": (int,), "node": (str,)},
+    "rolled_out": {"pipeline": (str,), "rollout": (int,)},
+    "roll_back": {"pipeline": (str,), "rollout": (int,), "failure": (dict,)},
+    "undeploy": {"pipeline": (str,), "discard": (bool,)},
+    "forget_uploads": {"versions": (list,)},
     "start_run": {"pipeline": (str,), "params": (dict, list, str, int, float, bool, type(None))},
     "assign": {"pipeline": (str,), "stage": (str,), "shard": (int,), "node": (str,), "boot": (str,)},
     "close": {"pipeline": (str,), "name": (str,)},
     "pause": {"pipeline": (str,), "stage": (str, type(None)), "reason": (str,)},
     "resume": {"pipeline": (str,), "stage": (str, type(None))},
-    "scale": {"pipeline": (str,), "stage": (str,), "processes": (int, type(None))},
+    "scale": {"pipeline": (str,), "stage": (str,), "processes": (int, str, type(None))},
     "on_done_ran": {"pipeline": (str,), "run": (int,)},
     "forget": {"producers": (list,)},
+    "forget_keys": {"queue": (str,), "before_ms": (int,)},
     "member": {"node": (str,), "name": (str,), "facts": (dict,)},
     "member_left": {"node": (str,)},
     "accept": {"cluster": (str,)},
@@ -57,7 +64,8 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 ONCE_KINDS = ("retry", "discard", "start_run", "close")  # may have a token `once`, so that a client can say them again and they happen once
-OPTIONAL = ("once", "retries")  # the second: of a `fail`, how often an item is tried again that no stage of the project's reads
+# `retries`: of a `fail`, how often an item is tried again that no stage of the project's reads. The last two: of a whole `done`.
+OPTIONAL = ("once", "retries", "fences", "parts")
 ONCE = "once:"  # what a token is remembered under, among the producers
 
 
@@ -69,6 +77,8 @@ class Port(NamedTuple):
     body: Buffer
     counts: Buffer | None = None
     keys: Buffer | None = None
+    delay_ms: int | None = None  # of a put: how long its items wait at first,
+    at_ms: int | None = None  # or until when, by the time of day
 
 
 def lengths_of(buffer: Buffer) -> array[int]:
@@ -102,6 +112,10 @@ def _ports(ports: Iterable[Port]) -> tuple[list[dict[str, Any]], list[Buffer]]:
         if port.keys is not None:
             record["keys"] = True
             blobs.append(port.keys)
+        if port.delay_ms is not None:
+            record["delay_ms"] = port.delay_ms
+        if port.at_ms is not None:
+            record["at_ms"] = port.at_ms
         fields.append(record)
     return fields, blobs
 
@@ -122,7 +136,7 @@ def read_ports(fields: list[dict[str, Any]], blobs: Sequence[Buffer]) -> list[tu
             if record.get("keys"):
                 keys = blobs[at]
                 at += 1
-            ports.append((Port(record["queues"], lengths, body, counts, keys), first))
+            ports.append((Port(record["queues"], lengths, body, counts, keys, record.get("delay_ms"), record.get("at_ms")), first))
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise RemoteProtocolError("the ports of a message do not fit its blobs") from error
     return ports
@@ -138,10 +152,23 @@ def put(producer: str, epoch: int, seq: int, ports: Iterable[Port], source: dict
     return Message("put", {"producer": [producer, epoch, seq], "ports": fields, "source": source}, tuple(blobs))
 
 
-def done(queue: str, ranges: Sequence[Range], ports: Iterable[Port], whole: bool = False) -> Message:
-    """The inputs `ranges` are finished with these outputs. `whole`: they cannot be told apart (a batch)."""
+def done(queue: str, ranges: Sequence[Range], ports: Iterable[Port], whole: bool = False, fences: Sequence[Fence] | None = None,
+         parts: int = 0) -> Message:
+    """The inputs `ranges` are finished with these outputs. `whole`: they cannot be told apart (a batch); then `fences` are those of the
+    ranges, and `parts` went ahead, of the first input's."""
     fields, blobs = _ports(ports)
-    return Message("done", {"queue": queue, "ranges": [list(r) for r in ranges], "ports": fields, "whole": whole}, tuple(blobs))
+    found = Message("done", {"queue": queue, "ranges": [list(r) for r in ranges], "ports": fields, "whole": whole}, tuple(blobs))
+    if fences is not None:
+        found.fields["fences"] = [list(fence) for fence in fences]
+    if parts:
+        found.fields["parts"] = parts
+    return found
+
+
+def part(queue: str, item_id: int, fence: Fence, number: int, ports: Iterable[Port]) -> Message:
+    """Some of what an item emits, ahead of its `done` and invisible until then. Numbered from 0, which begins anew."""
+    fields, blobs = _ports(ports)
+    return Message("part", {"queue": queue, "id": item_id, "fence": list(fence), "part": number, "ports": fields}, tuple(blobs))
 
 
 def take(queue: str, ranges: Sequence[Range], fence: Fence) -> Message:
@@ -159,8 +186,9 @@ def fail(queue: str, item_id: int, fence: Fence, error: dict[str, Any], delay_ms
     return Message("fail", {"queue": queue, "id": item_id, "fence": list(fence), "error": error, "delay_ms": delay_ms})
 
 
-def session_end(node: str, boot: str, ran: dict[str, list[int]] | None, error: dict[str, Any], delay_ms: int) -> Message:
-    """A session is over: its leases go back, and the items in `ran` (by queue) count a delivery. None: nobody can say what ran, so all
+def session_end(node: str, boot: str, ran: dict[str, list[Any]] | None, error: dict[str, Any], delay_ms: int) -> Message:
+    """A session is over: its leases go back, and the items in `ran` (by queue) count a delivery; of what ran in one process together,
+    [lo, hi], none is parked for it. None: nobody can say what ran, so all
     count, but only an item that was leased alone can be parked for it."""
     return Message("session_end", {"node": node, "boot": boot, "ran": ran, "error": error, "delay_ms": delay_ms})
 
@@ -198,10 +226,20 @@ def check(message: Message) -> None:
         raise _wrong(message, "once")
     if "retries" in message.fields and not (message.kind == "fail" and is_number(message.fields["retries"])):
         raise _wrong(message, "retries")
-    if message.kind in ("put", "done"):
+    if message.kind != "bundle_part" and ("fences" in message.fields or "parts" in message.fields) and not _is_whole_done(message):
+        raise _wrong(message, "fences")
+    if message.kind in ("put", "done", "part"):
         _check_ports(message)
     elif len(message.blobs) != (1 if message.kind == "bundle_part" else 0):
         raise RemoteProtocolError(f"command {message.kind!r} has {len(message.blobs)} blobs")
+
+
+def _is_whole_done(message: Message) -> bool:
+    """A fence for each range, and the number of parts that went ahead."""
+    fences, parts = message.fields.get("fences"), message.fields.get("parts", 1)
+    if message.kind != "done" or not message.fields["whole"] or not isinstance(fences, list) or not is_number(parts) or not parts:
+        return False
+    return len(fences) == len(message.fields["ranges"]) and all(isinstance(fence, list) and is_fence(fence) for fence in fences)
 
 
 def _wrong(message: Message, name: str) -> RemoteProtocolError:
@@ -221,6 +259,8 @@ def _check_ports(message: Message) -> None:
             whole = whole and inputs == len(sizes)
         if port.keys is not None:
             whole = whole and message.kind == "put" and len(keys_of(port.keys)) == len(sizes)
+        if port.delay_ms is not None or port.at_ms is not None:
+            whole = whole and message.kind == "put" and (port.delay_ms is None or port.at_ms is None)
         if not whole:
             raise RemoteProtocolError(f"command {message.kind!r}: a port's blobs do not fit each other")
     used = sum(2 + (port.counts is not None) + (port.keys is not None) for port, _ in ports)
@@ -254,10 +294,17 @@ def _are_ids(ids: list[Any] | None) -> bool:
     return ids is None or all(map(is_number, ids))
 
 
+def have_run(told: Any) -> bool:
+    """Ids of items, and [lo, hi] for those that ran together."""
+    return isinstance(told, list) and all(is_number(one) or (
+        isinstance(one, list) and len(one) == 2 and all(map(is_number, one)) and one[0] < one[1]) for one in told)
+
+
 def _are_ports(ports: list[Any]) -> bool:
     return all(
-        isinstance(port, dict) and set(port) <= {"queues", "counts", "keys"} and isinstance(port.get("queues"), list)
-        and port["queues"] and all(isinstance(name, str) for name in port["queues"]) for port in ports
+        isinstance(port, dict) and set(port) <= {"queues", "counts", "keys", "delay_ms", "at_ms"} and isinstance(port.get("queues"), list)
+        and port["queues"] and all(isinstance(name, str) for name in port["queues"])
+        and is_number(port.get("delay_ms", 0)) and is_number(port.get("at_ms", 0)) for port in ports
     )
 
 
@@ -313,6 +360,10 @@ def is_name(value: Any) -> bool:
     return is_usable and 0 < len(value) <= NAME_CHARS_MAX
 
 
+def is_process_count(value: Any) -> bool:
+    return value == "auto" or (is_number(value) and 0 < value <= PROCESSES_MAX)
+
+
 def is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < NUMBER_END
 
@@ -323,7 +374,7 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "ports": lambda ports: all(isinstance(port["queues"], list) for port in ports),
     "where": lambda where: where is None or is_text(where),
     "kind": lambda kind: kind in ("source", "stage", "sink"),
-    "processes": lambda count: count == "auto" or (is_number(count) and 0 < count <= PROCESSES_MAX),
+    "processes": lambda count: is_process_count(count),
     "per_node": lambda count: count is None or is_number(count),
     "retries": is_number,
     "backoff_s": is_amount,
@@ -345,7 +396,7 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "producer": lambda p: len(p) == 3 and is_text(p[0]) and not p[0].startswith(ONCE) and is_number(p[1]) and is_number(p[2]),
     "stage": lambda stage: stage is None or is_text(stage),
     "reason": lambda reason: is_text(reason) and reason.isprintable() and len(reason) <= REASON_CHARS_MAX,
-    "processes": lambda count: count is None or 0 < count <= PROCESSES_MAX,
+    "processes": lambda count: count is None or is_process_count(count),
     "fence": is_fence,
     "ranges": _are_ranges,
     "ids": _are_ids,
@@ -358,7 +409,9 @@ _INSIDE: dict[str, Callable[[Any], bool]] = {
     "files": is_shallow,
     "params": is_shallow,
     "error": is_shallow,
-    "ran": lambda ran: ran is None or all(isinstance(ids, list) and _are_ids(ids) for ids in ran.values()),
+    "failure": is_shallow,
+    "versions": lambda versions: all(map(is_text, versions)),
+    "ran": lambda ran: ran is None or all(have_run(told) for told in ran.values()),
     "producers": lambda keys: all(isinstance(key, str) for key in keys),
 }
 _PLAIN: dict[tuple[type, ...], Callable[[Any], bool]] = {(int,): is_number, (str,): is_text}

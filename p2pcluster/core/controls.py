@@ -24,6 +24,13 @@ def changes(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any
         yield f"{name}: {f'stage {stage}' if stage else 'every stage'} is not paused any more"
     old, new = (before or {}).get("scaled", {}), after["scaled"]
     for stage in sorted(stage for stage in new if new[stage] != old.get(stage)):
-        yield f"{name}: stage {stage} is scaled to {new[stage]} processes"
+        yield f"{name}: stage {stage} is scaled to {processes_text(new[stage])}"
     for stage in sorted(old.keys() - new.keys()):
         yield f"{name}: stage {stage} has as many processes as the code says"
+
+
+def processes_text(count: int | str) -> str:
+    """What a stage was scaled to."""
+    if count == "auto":
+        return "a share of the free slots"
+    return "1 process" if count == 1 else f"{count} processes"

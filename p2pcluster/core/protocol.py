@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from p2pcluster import config
 from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
-from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_shallow, is_text
+from p2pcluster.core.commands import NUMBER_END, is_amount, is_fence, is_flag, is_manifest, is_name, is_number, is_process_count, is_shallow, is_text
 from p2pcluster.errors import RemoteProtocolError
 
 VERSION = 2  # since 2 a put may wait, a source ticks, and people pause and scale: a node of 1 would make another state of the same log
@@ -214,7 +214,7 @@ def _are_facts(facts: dict[str, Any]) -> bool:
 _PLANNED = _record(
     version=is_name, run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
     params=is_shallow, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
-    parked=is_number, paused=_map(is_text, is_text), scaled=_map(is_text, _is_count),
+    parked=is_number, paused=_map(is_text, is_text), scaled=_map(is_text, is_process_count),
 )
 _DEPLOYED = _record(
     version=is_text, origin=_is_dict, files=_map(is_text, is_text), run=is_number, state=is_text, project=_is_dict,

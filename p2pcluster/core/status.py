@@ -61,7 +61,7 @@ def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
         "leader": {"id": raft.leader_id, "name": None, "address": None},
         "nodes": [_node(session, raft) for session in nodes],
         "pipelines": [
-            {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": p.state}
+            {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": _shown_state(p)}
             for p in state.pipelines.values()
         ],
         "stages": [_stage(state, rates, nodes, p, stage) for p in state.pipelines.values() for stage in p.manifest["stages"]],
@@ -78,6 +78,11 @@ def _node(session: Session, raft: Raft) -> dict[str, Any]:
     role = role_of(session.node, settled, raft.leader_id)
     return {"id": session.node, "name": session.name, "role": role, "address": session.facts.get("address"), "alive": True,
             "slots": session.facts.get("slots"), "facts": session.facts}
+
+
+def _shown_state(pipeline: PipelineState) -> str:
+    """running, paused or done; one of which no run was started stands still too."""
+    return "paused" if pipeline.state == "new" or (pipeline.state == "running" and "" in pipeline.paused) else pipeline.state
 
 
 def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> dict[str, Any]:

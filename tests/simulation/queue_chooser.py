@@ -36,6 +36,7 @@ class Chooser:
                 "source_put": 6,
                 "take": 10,
                 "done": 12,
+                "part": 8,
                 "release": 3,
                 "fail": 8,
                 "due": 3,
@@ -46,9 +47,13 @@ class Chooser:
                 "close": 1,
                 "control": 2,
                 "start_run": 2,
-                "deploy": 1,
+                "deploy": 2,
+                "roll": 3,
+                "undeploy": 1,
+                "forget_uploads": 1,
                 "on_done_ran": 1,
                 "forget": 1,
+                "forget_keys": 1,
                 "member": 1,
                 "rival": 1,
             }.items()
@@ -88,7 +93,7 @@ class Chooser:
         """Ranges that begin at items in one of the states, where there are any; apart from each other, in any order."""
         found = self.model.queues.get(queue)
         starts = [item.id for item in found.of(*states)] if found else []
-        most = len(found.items) + 2 if found else 3
+        most = max(found.items, default=0) + 2 if found else 3
         free = RangeSet([(1, most + 8)])
         ranges: list[Range] = []
         for _ in range(self.random.randint(1, 3)):
@@ -199,7 +204,28 @@ class Chooser:
         ids = [i for lo, hi in ranges for i in range(lo, hi)]
         whole = self.random.random() < 0.15
         ports = [port for outputs in self._outputs(queue) for port in self._output(queue, outputs, ids, whole)]
-        return [commands.done(queue, ranges, ports, whole)] * self.random.choice([1] * 5 + [2])
+        fences = [self._fence_of(queue, lo) for lo, _ in ranges] if whole and self.random.random() < 0.9 else None
+        return [commands.done(queue, ranges, ports, whole, fences)] * self.random.choice([1] * 5 + [2])
+
+    def _a_part(self) -> list[Message]:
+        """Some of what an item emits, and mostly more of it, or its end; the next command may be one that takes the item away."""
+        queue = self._name("leased")
+        lo, hi = self._ranges(queue, ("leased",))[0]
+        fence = self._fence_of(queue, lo)
+        known = self.model.queues[queue].items[lo].parts if queue in self.model.queues and lo in self.model.queues[queue].items else 0
+        first = self.random.choice([known] * 8 + [0, known + 1])
+        last = first + self.random.randint(0, 2)
+        found = [
+            commands.part(queue, lo, fence, number, [
+                port for outputs in self._outputs(queue) for port in self._output(queue, outputs, [lo], True)])
+            for number in range(first, last + 1)
+        ]
+        if self.random.random() < 0.4:
+            ranges = [(lo, self.random.choice([lo + 1, hi]))]
+            ports = [port for outputs in self._outputs(queue) for port in self._output(queue, outputs, [lo], True)]
+            count = last + 1 + self.random.choice([0] * 8 + [1])
+            found.append(commands.done(queue, ranges, ports[: self.random.randint(0, 2)], True, [fence], count))
+        return found
 
     def _outputs(self, queue: str) -> list[list[str]]:
         """The queues of each port of the stage that reads the queue."""
@@ -248,9 +274,12 @@ class Chooser:
 
     def _a_session_end(self) -> list[Message]:
         fence = self.random.choice(FENCES)
-        ran: dict[str, list[int]] = {
+        ran: dict[str, list[Any]] = {
             name: self._ids(name, "leased") for name in self.model.queues if self.random.random() < 0.5
         }
+        for name in self.model.queues:
+            if self.random.random() < 0.2:
+                ran.setdefault(name, []).append(list(self._ranges(name, ("leased",))[0]))
         return [
             commands.session_end(
                 fence.node,
@@ -293,7 +322,7 @@ class Chooser:
             return [Message("pause", {**fields, "reason": self.random.choice(["", "", "too many parked"])})]
         if fields["stage"] is None or self.random.random() < 0.6:
             return [Message("resume", fields)]
-        return [Message("scale", {**fields, "processes": self.random.choice([None, 1, 3])})]
+        return [Message("scale", {**fields, "processes": self.random.choice([None, 1, 3, "auto"])})]
 
     def _a_start_run(self) -> list[Message]:
         """A run ends so seldom by chance that this ends it first, or nearly; puts with keys begin the next one."""
@@ -321,8 +350,35 @@ class Chooser:
         return [*ends, *again, start, *again]
 
     def _a_deploy(self) -> list[Message]:
-        messages = deployment(self.random.choice(["v1", "v2", "w1"]))
-        return messages if self.random.random() < 0.8 else messages[1:]
+        messages = deployment(self.random.choice(["v1", "v2", "v3", "w1"]))
+        return self.random.choice([messages] * 8 + [messages[1:], messages[:1]])
+
+    def _a_roll(self) -> list[Message]:
+        """A step of a roll-out, mostly of one that is under way, and often its last one."""
+        rolling = [(name, p.rolling["number"]) for name, p in self.model.pipelines.items() if p.rolling]
+        name, number = self.random.choice([*rolling * 3, ("p", self.random.randint(1, 9)), ("none", 1)])
+        fields: dict[str, Any] = {"pipeline": name, "rollout": number}
+        return [
+            self.random.choice(
+                [
+                    *[Message("roll", {**fields, "node": self.random.choice(["n1", "n2"])})] * 3,
+                    Message("rolled_out", fields),
+                    Message("roll_back", {**fields, "failure": {"node": "n1", "stage": "left", "text": "no"}}),
+                ]
+            )
+        ]
+
+    def _a_undeploy(self) -> list[Message]:
+        """Mostly of what nobody would miss; and then it may come again."""
+        name = self.random.choice(["w", "w", "w", "p", "none"])
+        ends = [Message("undeploy", {"pipeline": name, "discard": self.random.random() < 0.5})]
+        version = {"w": "w1", "p": self.random.choice(["v1", "v2"])}.get(name)
+        if version is None or (name == "w" and self.random.random() < 0.4):
+            return ends
+        return [*ends, *deployment(version), Message("start_run", {"pipeline": name, "params": None})]
+
+    def _a_forget_uploads(self) -> list[Message]:
+        return [Message("forget_uploads", {"versions": self.random.sample(["v1", "v2", "v3", "w1"], 2)})]
 
     def _a_on_done_ran(self) -> list[Message]:
         return [
@@ -331,6 +387,10 @@ class Chooser:
 
     def _a_forget(self) -> list[Message]:
         return [Message("forget", {"producers": [self.random.choice(["c1", "c2", "c9"])]})]
+
+    def _a_forget_keys(self) -> list[Message]:
+        before_ms = max(0, self.model.at_ms - self.random.choice([0, 20, 100]))
+        return [Message("forget_keys", {"queue": self.random.choice(["p/in", "w/x", "p/nowhere"]), "before_ms": before_ms})]
 
     def _a_rival(self) -> list[Message]:
         cluster = self.random.choice(["k1", "k2"])

@@ -125,6 +125,17 @@ MANIFESTS = {
             _queue("kept.results", results=True),
         ],
     ),
+    # As v1, and `right` reads what was for `left` too: each reader of a queue and each queue of a reader may be another one.
+    "v3": _manifest(
+        "p",
+        [
+            _stage("gen", "source", None, [["a", "b"]], processes=2),
+            _stage("right", "stage", "a", [["c"], ["d"]], retries=1),
+            _stage("out", "sink", "c", [], retries=1),
+            _stage("watch", "sink", "d", []),
+        ],
+        [_queue("a", "right"), _queue("b"), _queue("c", "out"), _queue("d", "watch"), _queue("in", outside=True)],
+    ),
     # Nothing but a queue that is fed from outside.
     "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1)], [_queue("x", "eat", outside=True)]),
 }
@@ -186,16 +197,19 @@ class Item:
     deliveries: int = 0
     due_ms: int = 0
     parked: tuple[int, int, int, dict[str, Any]] | None = None
+    parts: int = 0
+    emitted: list[Item] = field(default_factory=list, repr=False)  # in parts, while it runs
 
 
 @dataclass
 class ModelQueue:
     name: str
     items: dict[int, Item] = field(default_factory=dict)
-    keys: set[str] = field(default_factory=set)
+    keys: dict[str, int] = field(default_factory=dict)
     closed: bool = False
     record: dict[str, Any] | None = None  # of the manifest; None when no version names it now
     done: int = 0
+    first_id: int = 1
 
     @property
     def pipeline(self) -> str:
@@ -223,8 +237,7 @@ class ModelProducer:
 
 @dataclass
 class ModelPipeline:
-    version: str
-    manifest: dict[str, Any]
+    release: dict[str, Any]  # what the last deployment brought
     run: int = 0
     state: str = "new"
     params: Any = None
@@ -233,13 +246,35 @@ class ModelPipeline:
     done_ms: int = 0
     previous: list[str] = field(default_factory=list)
     paused: dict[str, str] = field(default_factory=dict)
-    scaled: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, int | str] = field(default_factory=dict)
+
+    rolling: dict[str, Any] | None = None  # `number`, the `former` release, and the `nodes` that run the new one
+    rolled: dict[str, Any] | None = None
+    first_id: int = 1
+
+    @property
+    def version(self) -> str:
+        return self.release["version"]  # type: ignore[no-any-return]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.release["manifest"]  # type: ignore[no-any-return]
+
+    @property
+    def manifests(self) -> list[dict[str, Any]]:
+        """Of the versions that some node runs, the newest first."""
+        return [self.manifest, *([self.rolling["former"]["manifest"]] if self.rolling else [])]
+
+    @property
+    def kept(self) -> set[str]:
+        former = {self.rolling["former"]["version"]} if self.rolling else set()
+        return {self.version, *former, *self.previous[:1]}
 
     def is_paused(self, stage: str) -> bool:
         return bool({"", stage} & set(self.paused))
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
-        return next((stage for stage in self.manifest["stages"] if stage["name"] == name), None)
+        return next((s for manifest in self.manifests for s in manifest["stages"] if s["name"] == name), None)
 
 
 def numbers_of(blob: Buffer) -> list[int]:
@@ -266,6 +301,8 @@ class Model:
         self.queues: dict[str, ModelQueue] = {}
         self.producers: dict[str, ModelProducer] = {}
         self.pipelines: dict[str, ModelPipeline] = {}
+        self.ended: dict[str, tuple[int, int]] = {}  # of pipelines that were undeployed: the last run, and an id above all that were used
+        self.index = 0  # of the entry that is applied
         self.bundles: dict[tuple[str, int], bytes] = {}
         self.members: dict[str, tuple[str, dict[str, Any]]] = {}
         self.accepted: set[str] = set()
@@ -296,11 +333,19 @@ class Model:
 
     # ---- items in and out
 
-    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> None:
+    def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> Item:
         queue = self.queues[name]
         pipeline = self.pipelines.get(queue.pipeline)
-        item = Item(len(queue.items) + 1, body, key, pipeline.run if pipeline else 0, self.at_ms, parents)
+        item = Item(len(queue.items) + queue.first_id, body, key, pipeline.run if pipeline else 0, self.at_ms, parents)
         queue.items[item.id] = item
+        return item
+
+    def _wait_for(self, item: Item, record: dict[str, Any]) -> None:
+        """A put may say that its items wait at first: for so long, or until a time of day, which is told from the others by its sign."""
+        if "delay_ms" in record:
+            item.state, item.due_ms = "delayed", self.at_ms + record["delay_ms"]
+        elif "at_ms" in record:
+            item.state, item.due_ms = "delayed", -record["at_ms"]
 
     @staticmethod
     def _ports(
@@ -323,6 +368,8 @@ class Model:
             return "refused", {"code": "stale_epoch", "epoch": producer.epoch}
         if seq <= producer.seq:
             return "already", {"seq": producer.seq} | ({"added": producer.count} if source is None else {})
+        if producer.finished:
+            return "refused", {"code": "finished", "seq": producer.seq}
         if seq > producer.seq + 1:
             return "refused", {"code": "sequence", "seq": producer.seq}
         targets = [name for port in fields["ports"] for name in port["queues"]]
@@ -331,12 +378,12 @@ class Model:
             if code:
                 return "refused", {"code": code}
         added = 0
-        for names, values, _, keys in self._ports(fields["ports"], blobs):
+        for record, (names, values, _, keys) in zip(fields["ports"], self._ports(fields["ports"], blobs), strict=True):
             for name in names:
                 for body, item_key in zip(values, keys, strict=True):
                     if item_key is None or item_key not in self.queues[name].keys:
-                        self.queues[name].keys |= set() if item_key is None else {item_key}
-                        self._add(name, body, item_key)
+                        self.queues[name].keys |= {} if item_key is None else {item_key: self.at_ms}
+                        self._wait_for(self._add(name, body, item_key), record)
                         added += 1
         producer.seq, producer.at_ms = seq, self.at_ms
         if source is None:
@@ -370,9 +417,14 @@ class Model:
         found = queue.open_of(ids)
         if not found:
             return "already", {"count": 0}
-        if len(found) < len(ids) and fields["whole"]:
-            self._give_back([item for item in found if item.state == "leased"])
-            return "refused", {"code": "divided"}
+        if fields["whole"] and (code := self._why_not_whole(fields, ids, found)):
+            for (lo, hi), fence in zip(fields["ranges"], fields.get("fences", ()), strict=False):
+                self._give_back(item for item in _named(queue, [(lo, hi)]) if item.fence == Fence(*fence))
+            return "refused", {"code": code}
+        if fields.get("parts"):
+            for item in found[0].emitted:
+                item.state = "ready"
+            found[0].parts, found[0].emitted = 0, []
         for item in found:
             self._end(queue, item, "done")
         for names, values, counts, _ in self._ports(fields["ports"], blobs):
@@ -383,6 +435,43 @@ class Model:
                         self._add(name, body, parents=parents)
         self._maybe_done(queue.pipeline)
         return "ok", {"count": len(found)}
+
+    @staticmethod
+    def _why_not_whole(fields: dict[str, Any], ids: list[int], found: list[Item]) -> str | None:
+        if len(found) < len(ids):
+            return "divided"
+        if fields.get("parts") and found[0].fence != Fence(*fields["fences"][0]):
+            return "stale_fence"
+        return "parts_missing" if found[0].parts != fields.get("parts", found[0].parts) else None
+
+    def _part(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None or any(name not in self.queues for port in fields["ports"] for name in port["queues"]):
+            return "refused", {"code": "unknown_queue"}
+        item = queue.items.get(fields["id"])
+        if item is None or item.fence != Fence(*fields["fence"]):
+            return "refused", {"code": "stale_fence"}
+        if fields["part"] == 0:
+            self._withdraw(item)
+        if fields["part"] < item.parts:
+            return "already", {"parts": item.parts}
+        if fields["part"] > item.parts:
+            return "refused", {"code": "sequence", "parts": item.parts}
+        item.parts += 1
+        for names, values, _, _ in self._ports(fields["ports"], blobs):
+            for name in names:
+                for body in values:
+                    made = self._add(name, body)
+                    made.state, made.parents = "hidden", (item,)
+                    item.emitted.append(made)
+        return "ok", {"parts": item.parts}
+
+    @staticmethod
+    def _withdraw(item: Item) -> None:
+        """It is no longer held by whoever emitted parts for it."""
+        for made in item.emitted:
+            made.state = "withdrawn"
+        item.parts, item.emitted = 0, []
 
     @staticmethod
     def _origins(
@@ -396,13 +485,14 @@ class Model:
         return [by_id.get(i) for i in spread]
 
     def _end(self, queue: ModelQueue, item: Item, state: str) -> None:
+        self._withdraw(item)
         item.state, item.fence, item.deliveries, item.parked = state, None, 0, None
         queue.done += state == "done"
 
-    @staticmethod
-    def _give_back(items: Iterable[Item]) -> int:
+    def _give_back(self, items: Iterable[Item]) -> int:
         count = 0
-        for item in items:
+        for item in list(items):
+            self._withdraw(item)
             item.state, item.fence = "ready", None
             count += 1
         return count
@@ -435,10 +525,11 @@ class Model:
         self._maybe_done(queue.pipeline)
         return "ok", {"parked": parked}
 
-    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
+    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any], in_company: bool = False) -> bool:
+        self._withdraw(item)
         item.deliveries += 1
         item.fence = None
-        if item.deliveries <= self.retries(queue, fields.get("retries", 0)):
+        if in_company or item.deliveries <= self.retries(queue, fields.get("retries", 0)):
             item.state, item.due_ms = "delayed", self.at_ms + fields["delay_ms"]
             return False
         item.state, item.parked = "parked", (item.run, item.deliveries, self.at_ms, fields["error"])
@@ -466,12 +557,15 @@ class Model:
             ]
             sizes = Counter(item.fence for item in held)
             for item in held:
+                in_company = False
                 if fields["ran"] is None:
                     counts = sizes[item.fence] == 1 or item.deliveries < self.retries(queue)
                 else:
-                    counts = item.id in fields["ran"].get(queue.name, ())
+                    told = fields["ran"].get(queue.name, ())
+                    in_company = any(item.id in range(*one) for one in told if isinstance(one, list))
+                    counts = in_company or item.id in told
                 if counts:
-                    self._count_delivery(queue, item, fields)
+                    self._count_delivery(queue, item, fields, in_company)
                     counted += 1
                 else:
                     released += self._give_back([item])
@@ -520,26 +614,120 @@ class Model:
         if (version, 0) not in self.bundles or (version, 1) not in self.bundles:
             return "refused", {"code": "parts_missing"}
         old = self.pipelines.get(name)
-        pipeline = self.pipelines[name] = ModelPipeline(version, fields["manifest"])
-        if old is not None:
-            pipeline = self.pipelines[name] = copy.copy(old)
-            names = {stage["name"] for stage in fields["manifest"]["stages"]}
-            workers = {stage["name"] for stage in fields["manifest"]["stages"] if stage["kind"] != "source"}
-            pipeline.paused = {name: why for name, why in old.paused.items() if name in names or name == ""}
-            pipeline.scaled = {name: count for name, count in old.scaled.items() if name in workers}
-            if old.version != version:
-                pipeline.paused = {name: why for name, why in pipeline.paused.items() if why == ""}
-                pipeline.previous = [old.version, *old.previous][:2]
-            pipeline.version, pipeline.manifest = version, fields["manifest"]
+        release = {of: fields[of] for of in ("version", "origin", "manifest", "files", "zip_sha256", "project")}
+        if old is None:
+            run, first_id = self.ended.pop(name, (0, 1))
+            self.pipelines[name] = ModelPipeline(release, run=run, first_id=first_id)
+        else:
+            self.pipelines[name] = self._follow(old, release)
+            if not self.pipelines[name].rolling:
+                self._keep_controls(self.pipelines[name], keeps_reasons=version == old.version)
+        self._put_in_force(name)
+        self._drop_bundles(set() if old is None else {old.version, *old.kept})
+        pipeline = self.pipelines[name]
+        number = pipeline.rolling["number"] if pipeline.rolling else None
+        return "ok", {"run": pipeline.run, "state": pipeline.state, "rollout": number}
+
+    def _follow(self, old: ModelPipeline, release: dict[str, Any]) -> ModelPipeline:
+        """Of a running pipeline, another version goes over the nodes that have all run `proven`."""
+        new, proven = copy.copy(old), old.rolling["former"] if old.rolling else old.release
+        new.release = release
+        if release["version"] != old.version:
+            new.rolling = new.rolled = None
+            if release["version"] == proven["version"]:
+                new.previous = old.previous[1:]
+            else:
+                if not old.rolling:
+                    new.previous = [proven["version"], *old.previous][:2]
+                if old.state == "running":
+                    new.rolling = {"number": self.index, "former": proven, "nodes": []}
+        elif old.rolled and old.rolled["failure"]:
+            new.rolled = None
+        return new
+
+    @staticmethod
+    def _keep_controls(pipeline: ModelPipeline, keeps_reasons: bool) -> None:
+        kinds = {stage["name"]: stage["kind"] for stage in pipeline.manifest["stages"]}
+        pipeline.paused = {
+            name: why for name, why in pipeline.paused.items() if (name in kinds or name == "") and (keeps_reasons or why == "")
+        }
+        pipeline.scaled = {name: count for name, count in pipeline.scaled.items() if kinds.get(name, "source") != "source"}
+
+    def _put_in_force(self, name: str) -> None:
+        pipeline = self.pipelines[name]
         for queue in self.queues.values():
             if queue.pipeline == name:
                 queue.record = None
-        for record in fields["manifest"]["queues"]:
-            self.queues.setdefault(f"{name}/{record['name']}", ModelQueue(f"{name}/{record['name']}")).record = record
-        kept = {version for p in self.pipelines.values() for version in (p.version, *p.previous[:1])}
-        self.bundles = {key: body for key, body in self.bundles.items() if key[0] in kept}
+        for record in [record for manifest in reversed(pipeline.manifests) for record in manifest["queues"]]:
+            full = f"{name}/{record['name']}"
+            queue = self.queues.setdefault(full, ModelQueue(full, first_id=pipeline.first_id))
+            former = queue.record["read_by"] if queue.record else None  # who may read it still, on nodes that run the former version
+            queue.record = {**record, "read_by": record["read_by"] or former}
         self._maybe_done(name)
-        return "ok", {"run": pipeline.run, "state": pipeline.state}
+
+    def _drop_bundles(self, versions: set[str]) -> int:
+        """Those of them that no pipeline keeps."""
+        gone = versions - {version for pipeline in self.pipelines.values() for version in pipeline.kept}
+        before = len(self.bundles)
+        self.bundles = {key: body for key, body in self.bundles.items() if key[0] not in gone}
+        return before - len(self.bundles)
+
+    def _of_rollout(self, fields: dict[str, Any]) -> ModelPipeline | None:
+        pipeline = self.pipelines.get(fields["pipeline"])
+        is_meant = pipeline is not None and pipeline.rolling is not None and pipeline.rolling["number"] == fields["rollout"]
+        return pipeline if is_meant else None
+
+    def _roll(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        pipeline = self._of_rollout(fields)
+        if pipeline is None or pipeline.rolling is None or fields["node"] in pipeline.rolling["nodes"]:
+            return "already", {}
+        pipeline.rolling["nodes"].append(fields["node"])
+        return "ok", {"nodes": len(pipeline.rolling["nodes"])}
+
+    def _end_rollout(self, fields: dict[str, Any], failure: dict[str, Any] | None) -> tuple[Any, ...]:
+        pipeline = self._of_rollout(fields)
+        if pipeline is None or pipeline.rolling is None:
+            return "already", {}
+        rolling, tried = pipeline.rolling, pipeline.version
+        pipeline.rolled = {"version": tried, "nodes": len(rolling["nodes"]), "failure": failure}
+        pipeline.rolling = None
+        if failure is None:
+            self._keep_controls(pipeline, keeps_reasons=False)
+        else:
+            pipeline.release, pipeline.previous = rolling["former"], pipeline.previous[1:]
+        self._put_in_force(fields["pipeline"])
+        self._drop_bundles(set() if failure is None else {tried})
+        return "ok", {}
+
+    def _rolled_out(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        return self._end_rollout(fields, None)
+
+    def _roll_back(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        return self._end_rollout(fields, fields["failure"])
+
+    def _undeploy(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        name = fields["pipeline"]
+        pipeline = self.pipelines.get(name)
+        if pipeline is None:
+            return "already", {}
+        queues = [queue for queue in self.queues.values() if queue.pipeline == name]
+        left = {
+            "open": sum(len(queue.of(*OPEN)) for queue in queues),
+            "parked": sum(len(queue.of("parked")) for queue in queues),
+        }
+        if left != {"open": 0, "parked": 0} and not fields["discard"]:
+            return "refused", {"code": "items_remain", **left}
+        free = max([pipeline.first_id, *(queue.first_id + len(queue.items) for queue in queues)])
+        self.ended[name] = (pipeline.run, free)
+        self.queues = {of: queue for of, queue in self.queues.items() if queue.pipeline != name}
+        self.producers = {key: p for key, p in self.producers.items() if not key.startswith(f"source:{name}/")}
+        del self.pipelines[name]
+        self._drop_bundles({pipeline.version, *pipeline.kept})
+        return "ok", left
+
+    def _forget_uploads(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        count = self._drop_bundles(set(fields["versions"]))
+        return "ok" if count else "already", {"count": count}
 
     def _start_run(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         name = fields["pipeline"]
@@ -657,6 +845,15 @@ class Model:
             self.producers.pop(key, None)
         return "ok", {}
 
+    def _forget_keys(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        if queue is None:
+            return "refused", {"code": "unknown_queue"}
+        old = [key for key, at_ms in queue.keys.items() if at_ms < fields["before_ms"]]
+        for key in old:
+            del queue.keys[key]
+        return "ok" if old else "already", {"count": len(old)}
+
     def _member(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         self.members[fields["node"]] = (fields["name"], fields["facts"])
         return "ok", {}
@@ -669,7 +866,7 @@ class Model:
         return "ok", {}
 
     def _dissolve(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
-        if any(queue.items for queue in self.queues.values()):
+        if self.ended or any(queue.items for queue in self.queues.values()):
             return "refused", {"code": "has_work"}
         if self.accepted:
             return "refused", {"code": "accepted_another"}
@@ -688,7 +885,9 @@ class Model:
                         return
         for queue in self.queues.values():
             if queue.pipeline == name and queue.record and queue.record["read_by"]:
-                if queue.of(*OPEN) or (queue.record["outside"] and not queue.closed):
+                own = [record for record in pipeline.manifest["queues"] if f"{name}/{record['name']}" == queue.name]
+                is_fed = any(record["outside"] and record["read_by"] for record in own)
+                if queue.of(*OPEN) or (is_fed and not queue.closed):
                     return
         pipeline.state, pipeline.done_ms = "done", self.at_ms
 
@@ -712,14 +911,21 @@ def compare(state: State, model: Model, bodies: Bodies) -> None:
     """The state is the model's, item by item and byte by byte."""
     assert set(state.queues) == set(model.queues)
     for name, queue in model.queues.items():
-        _compare_queue(state.queues[name], queue, bodies)
+        _compare_queue(state.queues[name], queue, model.queues, bodies)
     assert {key: _columns(p) for key, p in state.producers.items()} == {
         key: _columns(p) for key, p in model.producers.items()
     }
     assert set(state.pipelines) == set(model.pipelines)
     for name, pipeline in model.pipelines.items():
         found = state.pipelines[name]
-        assert {column: getattr(found, column) for column in vars(pipeline)} == vars(pipeline)
+        columns = {column: value for column, value in vars(pipeline).items() if column not in ("release", "rolling")}
+        assert {column: getattr(found, column) for column in columns} == columns
+        assert found.release.fields() == pipeline.release
+        rollout = found.rollout and {
+            "number": found.rollout.number, "former": found.rollout.former.fields(), "nodes": found.rollout.nodes
+        }
+        assert rollout == pipeline.rolling
+    assert state.ended == model.ended
     assert set(state.bundles) == set(model.bundles)
     assert {key: (m["name"], m["facts"]) for key, m in state.members.items()} == model.members
 
@@ -728,10 +934,23 @@ def _columns(producer: Any) -> list[Any]:
     return [getattr(producer, name) for name in vars(ModelProducer())]
 
 
-def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None:
+def _spread(spans: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int]]:
+    for name, first, count in spans:
+        yield from ((name, item_id) for item_id in range(first, first + count))
+
+
+def _emitted(queues: dict[str, ModelQueue], item: Item) -> Iterator[tuple[str, Item]]:
+    """What an item has emitted in parts, each with its queue."""
+    for made in item.emitted:
+        yield next(name for name, queue in queues.items() if queue.items.get(made.id) is made), made
+
+
+def _compare_queue(
+    found: QueueState, queue: ModelQueue, queues: dict[str, ModelQueue], bodies: Bodies
+) -> None:
     assert (found.next_id, found.put, found.done, found.closed) == (
-        len(queue.items) + 1,
-        len(queue.items),
+        len(queue.items) + queue.first_id,
+        len(queue.items) - len(queue.of("hidden", "withdrawn")),
         queue.done,
         queue.closed,
     )
@@ -743,7 +962,15 @@ def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None
     parked = {i: (p.run, p.deliveries, p.at_ms, p.error) for i, p in found.parked.items()}
     assert parked == {item.id: item.parked for item in queue.of("parked")}
     assert found.keys == {
-        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() for key in queue.keys
+        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest(): at_ms
+        for key, at_ms in queue.keys.items()
+    }
+    assert expand(found.hidden) == {item.id for item in queue.of("hidden")}, "parts are seen too early, or kept too long"
+    parts = {item_id: (parts.count, Counter(_spread(parts.spans))) for item_id, parts in found.parts.items()}
+    assert parts == {
+        item.id: (item.parts, Counter((name, made.id) for name, made in _emitted(queues, item)))
+        for item in queue.items.values()
+        if item.parts
     }
     record = queue.record or {"maxsize": None, "bytes_max": None, "read_by": None, "results": False}
     assert {name: getattr(found, name) for name in ("maxsize", "bytes_max", "read_by", "results")} == {
@@ -761,7 +988,7 @@ def _compare_chunks(found: QueueState, queue: ModelQueue, bodies: Bodies) -> Non
             item = queue.items[item_id]
             assert values[item_id - chunk.first] == item.body
             assert chunk.run == item.run
-            if item.state in (*OPEN, "parked"):
+            if item.state in (*OPEN, "parked", "hidden"):
                 assert chunk.key_of(item_id) == item.key
         assert chunk.at_ms == queue.items[chunk.first].at_ms, "a chunk is as old as its first item"
 
@@ -816,6 +1043,8 @@ class Books:
         self._done: Counter[str] = Counter()
         self._discarded: Counter[str] = Counter()
         self._began: set[str] = set()
+        self._in_parts: set[str] = set()
+        self._ids: Counter[str] = Counter()  # by pipeline, an id above all that were used before it was undeployed
 
     def note(self, messages: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         for message, outcome in zip(messages, outcomes, strict=True):
@@ -823,17 +1052,35 @@ class Books:
                 self._done[message.fields["queue"]] += outcome.fields["count"]
             if outcome.kind == "discard" and outcome.result == "ok":
                 self._discarded[message.fields["queue"]] += outcome.fields["count"]
+            if outcome.kind == "part" and outcome.result == "ok":
+                self._in_parts |= {name for port in message.fields["ports"] for name in port["queues"]}
             if outcome.kind == "start_run" and outcome.result == "ok":
                 self._began.add(message.fields["pipeline"])
+            if outcome.kind == "undeploy" and outcome.result == "ok":
+                self._forget(message.fields["pipeline"])
+
+    def _forget(self, pipeline: str) -> None:
+        """Its queues are gone, and if there are some of their names again, these begin anew."""
+        begin = f"{pipeline}/"
+        self._seen = {key: item_id for key, item_id in self._seen.items() if not key[0].startswith(begin)}
+        self._done, self._discarded = (
+            Counter({name: count for name, count in counts.items() if not name.startswith(begin)})
+            for counts in (self._done, self._discarded)
+        )
+        self._in_parts = {name for name in self._in_parts if not name.startswith(begin)}
+        self._ids[f"before {pipeline}"] = max(self._ids[pipeline], self._ids[f"before {pipeline}"])
 
     def check(self, state: State, bodies: Bodies) -> None:
         for queue in state.queues.values():
+            self._ids[queue.pipeline] = max(self._ids[queue.pipeline], queue.next_id)
+            first_id = state.pipelines[queue.pipeline].first_id
+            assert first_id >= self._ids[f"before {queue.pipeline}"], "an id of a pipeline that ended may be used again"
             self._check_chunks(queue)
             self._check_origins(state, queue, bodies)
-            self._check_counts(queue)
+            self._check_counts(queue, first_id)
         self._began.clear()
 
-    def _check_counts(self, queue: QueueState) -> None:
+    def _check_counts(self, queue: QueueState, first_id: int) -> None:
         gone = queue.put - queue.open_count - queue.done - len(queue.parked)
         if queue.pipeline in self._began and queue.name.endswith("results"):
             self._discarded[queue.name] = max(
@@ -841,7 +1088,8 @@ class Books:
             )  # a run's results go when the next one begins
         assert gone == self._discarded[queue.name], "an item is lost or counted twice"
         assert queue.done == self._done[queue.name], "what was said to be done is not what is done"
-        assert queue.next_id == queue.put + 1, "an id is used twice or left out"
+        unseen = queue.next_id - first_id - queue.put  # parts that are not seen yet, or never will be
+        assert unseen >= len(queue.hidden) if queue.name in self._in_parts else not unseen, "an id is used twice or left out"
         held = Counter(fence[:2] for lo, hi, fence in queue.leases for _ in range(lo, hi))
         assert queue.leases.held_by == held, "what sessions hold is miscounted"
 
@@ -852,6 +1100,7 @@ class Books:
             {i for lo, hi, _ in queue.leases for i in range(lo, hi)},
             set(queue.delayed),
             set(queue.parked),
+            expand(queue.hidden),
         ]
         unfinished = set().union(*states)
         assert len(unfinished) == sum(map(len, states)), "an item is in two states"
@@ -870,7 +1119,7 @@ class Books:
             for item_id, body in enumerate(values_of(*bodies(queue.name, chunk)), chunk.first):
                 assert self._seen.setdefault((queue.name, body), item_id) == item_id, "a value is there twice"
                 name, _, number = body.rpartition(b"/")[0].decode().partition("#")
-                if name != "root":
+                if name != "root" and item_id not in queue.hidden:
                     assert not _is_unfinished(state.queues[name], int(number)), "an output of an item that is not done"
 
 
