@@ -45,6 +45,7 @@ BACKOFF_MAX_S = 60.0  # an outage that ends is noticed within a minute
 BATCH_WAIT_S = 0.05  # a batch that does not fill goes out after this; below what a person notices
 KEY_HASH_BYTES = 16  # a 128-bit hash of `key=`: no collision to be expected among 10^15 keys
 KEY_RETENTION_S = 24 * 3600  # a queue fed from outside forgets keys after a day: a client's retries are over by then
+KEYS_FORGOTTEN_S = 600  # old keys are forgotten so much together: one command for many
 PRODUCER_RETENTION_S = KEY_RETENTION_S  # the same for the sequence numbers of a client's connection
 QUEUE_NAME_BYTES_MAX = 200  # a name appears in every message about the queue
 
@@ -68,6 +69,7 @@ HELD_PUTS_MAX = 100  # of one client, for want of room in their queues: whoever 
 HELD_BYTES_MAX = 64 * MIB  # ...and what these may hold of the leader's memory
 WAITS_MAX = 100  # of one client, for runs to be done
 PARKED_ITEMS_MAX = 200  # of one answer about parked items: each may bring a traceback and those lines, 60 KB in all
+RATE_BURST_S = 0.1  # of a rate that may come at once: the clock is looked at several times in it, and whoever is spared by the rate bears it
 TAKE_RECORD_DELAY_MS = 50  # a lease's record waits this long for another command to ride with
 
 # --- The journal ----------------------------------------------------------------------------------------------------

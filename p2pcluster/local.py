@@ -179,6 +179,7 @@ class _Run:
         self.manifest = pipeline.manifest()
         for record in self.manifest["stages"]:
             record["where"] = None  # rules are about a cluster's nodes, and here is none
+            record["rate"] = None  # what it spares is elsewhere, and here the clock jumps
         refuse_what_cannot_run(self.manifest)
         self.records = {record["name"]: record for record in self.manifest["stages"]}
         self.queues = {record["name"]: record for record in self.manifest["queues"]}
@@ -221,7 +222,7 @@ class _Run:
     def _feed(self, queue: dict[str, Any]) -> None:
         """Put what `inputs` has for a queue that is fed from outside, and close it."""
         runner = SourceRunner({"name": queue["name"], "ports": [{"label": None, "queues": [queue["name"]]}], "resumable": False,
-                               "sharded": False, "processes": 1}, self.queues, lambda arguments: (), False,
+                               "sharded": False, "processes": 1, "rate": None}, self.queues, lambda arguments: (), False,
                               lambda message: self._put_from_outside(queue["name"], message))
         values = iter(self.inputs.get(queue["name"], ()))
         while batch := list(itertools.islice(values, _BATCH)):

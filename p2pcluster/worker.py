@@ -37,6 +37,7 @@ from p2pcluster.core import context as contexts
 from p2pcluster.core.codec import Buffer, FrameReader, Message, decode, encode, frame
 from p2pcluster.core.commands import lengths_blob, lengths_of
 from p2pcluster.core.graph import Pipeline
+from p2pcluster.core.pacing import burst_of, interval_ns_of
 from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
 from p2pcluster.errors import ClusterError, ProjectError, ValueRefused, WrongUsage
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
@@ -383,6 +384,9 @@ class SourceRunner:
         self._ports = _Ports(stage, queues)
         sizes = [queues[name]["maxsize"] for port in stage["ports"] for name in port["queues"]]
         self._batch_max = max(1, min([config.WORK_ITEMS_MAX, *[size // 8 for size in sizes if size is not None]]))
+        self._in_flight_max = config.SOURCE_BATCHES_IN_FLIGHT
+        if stage["rate"] is not None:  # what is on its way when the node stops is taken in at once: no more than the rate lets through together
+            self._batch_max, self._in_flight_max = min(self._batch_max, burst_of(interval_ns_of(stage["rate"]))), 1
         self._lock = threading.Condition()
         self._buffer: list[Any] = []  # of each value its bytes, for the first port, or (port, bytes)
         self._large_bytes = 0
@@ -543,7 +547,7 @@ class SourceRunner:
 
         A source that is told to stop puts the rest all the same: a function would not give it again.
         """
-        while self._seq - self._acked >= config.SOURCE_BATCHES_IN_FLIGHT and not self._stop:
+        while self._seq - self._acked >= self._in_flight_max and not self._stop:
             if not wait:
                 return
             self._lock.wait()
@@ -612,7 +616,7 @@ class SourceRunner:
             time.sleep(config.SOURCE_FLUSH_S)
             stopping = self._stop  # then the last look is now: the source may stay in its function until it is killed
             seen = len(self._buffer) if stopping else seen
-            has_room = self._seq - self._acked < config.SOURCE_BATCHES_IN_FLIGHT
+            has_room = self._seq - self._acked < self._in_flight_max
             if has_room and len(self._buffer) == seen > 0 and first_refused(self._buffer[:seen]) is None:
                 with self._lock:
                     self._flush(wait=False, count=seen)  # what came since was not looked at
@@ -804,7 +808,7 @@ def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
     return next(iter(pipelines.values()))
 
 
-NOT_YET = {"batch": None, "rate": None, "every_s": None, "max_items": None, "concurrency": 1}
+NOT_YET = {"batch": None, "every_s": None, "max_items": None, "concurrency": 1}
 
 
 def refuse_what_cannot_run(manifest: dict[str, Any]) -> None:

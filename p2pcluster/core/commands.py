@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from p2pcluster import config
-from p2pcluster.core import pythons
+from p2pcluster.core import options, pythons
 from p2pcluster.core.codec import Buffer, Message, decode_all
 from p2pcluster.core.ranges import Fence, Range
 from p2pcluster.errors import RemoteProtocolError
@@ -380,7 +380,11 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "backoff_s": is_amount,
     "timeout_s": lambda timeout_s: timeout_s is None or is_amount(timeout_s),
     "sharded": is_flag,
+    "batch": lambda count: count is None or (is_number(count) and count > 0),
+    "batch_wait_s": is_amount,
+    "concurrency": lambda count: is_number(count) and 0 < count <= PROCESSES_MAX,
     "shape": is_text,
+    "rate": lambda rate: rate is None or options.is_rate(rate),
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {
     "name": is_name,

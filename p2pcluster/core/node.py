@@ -21,10 +21,11 @@ from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import admitted_nodes, allowed_nodes, plan_processes
+from p2pcluster.core.pacing import Pacers
 from p2pcluster.core.planner import Planner, Question
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
-from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of
+from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of, source_of
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet
@@ -42,7 +43,7 @@ ORIGIN_AWAITED_MS = 30_000  # a node that is started again is there by then
 LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are a little behind; four times that for slower ones
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
-_NODE_COMMANDS = frozenset({"put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
+_NODE_COMMANDS = frozenset({"put", "done", "part", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
 _CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close",
                               "pause", "resume", "scale"})
 
@@ -139,6 +140,7 @@ class Node:
         self.alarms: dict[str, tuple[int, str]] = {}  # by pipeline and stage: the run that each came in, and its text
         self.rates = status.Rates()
         self._planner = Planner()
+        self._pacers = Pacers()
         self._random = random
         self._now_ms = now_ms
         self._wall_ms = 0
@@ -190,6 +192,10 @@ class Node:
             self._end_lost_sessions()
         if now_ms >= self._next_plan_ms:
             self._replan()
+        if self._pacers.is_due(self.raft.cluster_time_ms(now_ms)):
+            self._pacers.look_again()
+            self._admit_held()
+            self._dispatch()
 
     def open_session(self, session: Session) -> None:
         """A node or a client has come."""
@@ -375,6 +381,7 @@ class Node:
         self._waiters.clear()
         self._lost.clear()
         self._planner = Planner()
+        self._pacers = Pacers()
         self._propose_by_ms = None
 
     def _begin_serving(self) -> None:
@@ -422,7 +429,7 @@ class Node:
 
     def _is_due_within(self, ms: int) -> bool:
         now_ms = self.raft.cluster_time_ms(self._now_ms)
-        return any(queue.delayed.is_due_by(now_ms + ms, self._wall_ms + ms) for queue in self.state.queues.values() if queue.delayed)
+        return self._pacers.is_due(now_ms + ms) or any(queue.delayed.is_due_by(now_ms + ms, self._wall_ms + ms) for queue in self.state.queues.values() if queue.delayed)
 
     # ---- commands of sessions
 
@@ -472,7 +479,7 @@ class Node:
         if session.kind == "client" and producer.startswith("source:"):
             raise RemoteProtocolError("a client does not put for a source")
         held = self._held.get(producer)
-        if held is not None or not self._has_room(message):
+        if held is not None or not self._may_go(producer, message):
             self._hold(session, producer, message)
             return
         self._admit(session, message)
@@ -502,9 +509,21 @@ class Node:
         names = {name for port in message.fields["ports"] for name in port.get("queues", ())}
         return [self.state.queues[name] for name in names if name in self.state.queues]
 
+    def _may_go(self, producer: str, message: Message) -> bool:
+        return self._has_room(message) and (not self.state.source_intervals_ns or self._is_within_rate(producer, message))
+
+    def _is_within_rate(self, producer: str, message: Message) -> bool:
+        pipeline, stage = source_of(producer)
+        interval_ns = self.state.source_intervals_ns.get(f"{pipeline}/{stage}", 0)
+        if not interval_ns or pipeline not in self.state.pipelines:
+            return True
+        count = sum(len(message.blobs[blob]) // 4 for _, blob in _port_blobs(message))
+        return self._pacers.spend_together(f"{pipeline}/{stage}", self.state.pipelines[pipeline].paced.get(stage, 0), interval_ns,
+                                           self.raft.cluster_time_ms(self._now_ms), count)
+
     def _has_room(self, message: Message) -> bool:
         for queue in self._targets(message):
-            if queue.maxsize is not None and queue.open_count + self._coming.get(queue.name, 0) >= queue.maxsize:
+            if queue.maxsize is not None and queue.room_taken + self._coming.get(queue.name, 0) >= queue.maxsize:
                 return False
             if queue.bytes_max is not None and queue.open_bytes >= queue.bytes_max:
                 return False
@@ -525,7 +544,7 @@ class Node:
     def _admit_held(self) -> None:
         for producer in list(self._held):
             held = self._held[producer]
-            while held and self._has_room(held[0].message):
+            while held and self._may_go(producer, held[0].message):
                 self._admit_one(held.popleft())
             if not held:
                 del self._held[producer]
@@ -559,11 +578,18 @@ class Node:
         if session.kind == "node":
             wanted -= queue.leases.held_by[(session.node, session.boot)] + (len(promised) if promised else 0)
         count = min(wanted, self._room_behind(queue) if session.kind == "node" else wanted)
+        if queue.interval_ns and count > 0 and session.kind == "node":
+            count = self._pacers.allowed(*self._bucket_of(queue), count)
         if count <= 0:
             return
         ranges = queue.ready.first(count, promised)
         if ranges:
             self._grant(session, queue, ranges)
+
+    def _bucket_of(self, queue: QueueState) -> tuple[str, int, int, int]:
+        """The bucket of the rate of a queue's reader, and what time it is."""
+        stage, pipeline = queue.read_by or "", self.state.pipelines[queue.pipeline]
+        return f"{queue.pipeline}/{stage}", pipeline.paced.get(stage, 0), queue.interval_ns, self.raft.cluster_time_ms(self._now_ms)
 
     def _room_behind(self, queue: QueueState) -> int:
         """How many items of the queue may be taken before what they become fills a queue behind it."""
@@ -579,7 +605,7 @@ class Node:
                 target = self.state.queues[pipeline.full(name)]
                 if target.maxsize is None or (stage["name"], name) in back:
                     continue
-                room = min(room, target.maxsize - target.open_count - coming)
+                room = min(room, target.maxsize - target.room_taken - coming)
                 if target.bytes_max is not None and target.open_bytes >= target.bytes_max:
                     return 0
         return room
@@ -597,6 +623,9 @@ class Node:
             request = session.take_requests.pop(queue.name, None)
         grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request)
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
+        if queue.interval_ns and session.kind == "node":
+            waits = True  # then no leader has given away anything of a rate that the next one does not know of
+            self._pacers.spend(*self._bucket_of(queue), sum(hi - lo for lo, hi in ranges))
         self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, session, grant if waits else None),
                       0 if waits else config.TAKE_RECORD_DELAY_MS)
         if not waits:
@@ -707,6 +736,7 @@ class Node:
                 self._outbox.append((session.id, Message("plan", new)))
         self._assign_sources()
         self._forget_old_producers()
+        self._forget_old_keys()
         self._maybe_change_configuration()
 
     def _runner_of_on_done(self, pipeline: PipelineState, nodes: list[Session]) -> Session | None:
@@ -789,6 +819,19 @@ class Node:
         old = [key for key, producer in self.state.producers.items() if producer.at_ms < horizon and not key.startswith("source:")]
         if old:
             self._propose(Message("forget", {"producers": sorted(old)}))
+
+    def _forget_old_keys(self) -> None:
+        """Of queues that are fed from outside; the others' go with their run. Not one by one: some minutes' together."""
+        horizon = self.raft.cluster_time_ms(self._now_ms) - int(1000 * config.KEY_RETENTION_S)
+        for queue in self.state.queues.values():
+            oldest_ms = next(iter(queue.keys.values()), horizon)
+            if oldest_ms < horizon - int(1000 * config.KEYS_FORGOTTEN_S) and self._is_fed_from_outside(queue):
+                self._propose(Message("forget_keys", {"queue": queue.name, "before_ms": horizon}))
+
+    def _is_fed_from_outside(self, queue: QueueState) -> bool:
+        pipeline = self.state.pipelines.get(queue.pipeline)
+        records = pipeline.manifest["queues"] if pipeline else []
+        return any(record["outside"] and queue.name == f"{queue.pipeline}/{record['name']}" for record in records)
 
     # ---- what clients ask
 

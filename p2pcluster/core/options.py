@@ -99,11 +99,12 @@ _SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
 def rate_per_s(rate: str) -> float:
-    """How many items a second `"100/s"`, `"30/m"` or `"0.5/h"` allow. Raises `ValueError` for other text and zero."""
+    """How many items a second `"100/s"`, `"30/m"` or `"0.5/h"` allow. Raises `ValueError` for other text, and for what is no rate in practice."""
     match = _RATE.fullmatch(rate)
-    if match is None or float(match[1]) == 0:
+    per_s = 0.0 if match is None else float(match[1]) / _SECONDS_OF_UNIT[match[2]]
+    if not 1e-9 <= per_s <= 1e9:
         raise ValueError(f"{rate!r} is not a rate")
-    return float(match[1]) / _SECONDS_OF_UNIT[match[2]]
+    return per_s
 
 
 def is_whole(value: object, least: int) -> bool:
@@ -116,7 +117,7 @@ def _is_seconds(value: object, *, zero: bool = False) -> bool:
     return math.isfinite(value) and (value > 0 or (zero and value == 0))
 
 
-def _is_rate(value: object) -> bool:
+def is_rate(value: object) -> bool:
     try:
         return isinstance(value, str) and rate_per_s(value) > 0
     except ValueError:
@@ -143,7 +144,7 @@ _RULES: dict[str, _Rule] = {
     "batch": _Rule(_TAKERS, True, lambda v: is_whole(v, 1), "a whole number from 1"),
     "batch_wait_s": _Rule(_TAKERS, False, lambda v: _is_seconds(v, zero=True), "seconds, 0 or more"),
     "concurrency": _Rule(_TAKERS, False, lambda v: is_whole(v, 1), "a whole number from 1"),
-    "rate": _Rule(_ALL, True, _is_rate, 'a number and a unit, "100/s", "30/m" or "5/h"'),
+    "rate": _Rule(_ALL, True, is_rate, 'a number and a unit, "100/s", "30/m" or "5/h"'),
     "every_s": _Rule(("source",), True, _is_seconds, "seconds, more than 0"),
     "max_items": _Rule(_ALL, True, lambda v: is_whole(v, 1), "a whole number from 1"),
 }

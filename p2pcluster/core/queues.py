@@ -15,15 +15,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
-from zlib import crc32
 
+from p2pcluster.core import pacing
 from p2pcluster.core.chunks import Chunk, outputs_of, pick, positions
 from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.commands import ONCE, Port, decode_commands, read_ports
-from p2pcluster.core.ranges import Fence, Range
-from p2pcluster.core.records import BundlePart, Outcome, Parked, PipelineState, Producer, QueueState, shards_of, within
-from p2pcluster.core.rows import RowedState
+from p2pcluster.core.delays import by_clock
+from p2pcluster.core.deployments import Deployments
+from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.core.records import Outcome, Parked, Parts, PipelineState, Producer, QueueState, shards_of, source_of, within
 
 _OUTCOMES = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -32,7 +34,7 @@ def _refused(message: Message, code: str, **fields: Any) -> Outcome:
     return Outcome(message.kind, "refused", {"code": code, **fields})
 
 
-class State(RowedState):
+class State(Deployments):
     """The replicated state; see the module. `body_memory_bytes_max` bounds the bytes of items that this node keeps at hand."""
 
     def __init__(self, body_memory_bytes_max: int = 1 << 62) -> None:
@@ -42,6 +44,7 @@ class State(RowedState):
         self._handlers: dict[str, Callable[[Message, _Context], Outcome]] = {
             "put": self._apply_put,
             "done": self._apply_done,
+            "part": self._apply_part,
             "take": self._apply_take,
             "release": self._apply_release,
             "fail": self._apply_fail,
@@ -51,6 +54,11 @@ class State(RowedState):
             "discard": self._apply_discard,
             "bundle_part": self._apply_bundle_part,
             "deploy": self._apply_deploy,
+            "roll": self._apply_roll,
+            "rolled_out": self._apply_rolled_out,
+            "roll_back": self._apply_roll_back,
+            "undeploy": self._apply_undeploy,
+            "forget_uploads": self._apply_forget_uploads,
             "start_run": self._apply_start_run,
             "assign": self._apply_assign,
             "close": self._apply_close,
@@ -59,6 +67,7 @@ class State(RowedState):
             "scale": self._apply_scale,
             "on_done_ran": self._apply_on_done_ran,
             "forget": self._apply_forget,
+            "forget_keys": self._apply_forget_keys,
             "member": self._apply_member,
             "member_left": self._apply_member_left,
             "accept": self._apply_accept,
@@ -117,7 +126,10 @@ class State(RowedState):
         if keep:
             self.body_memory_bytes += body_bytes
         queue.chunks.append(chunk)
-        queue.ready.add(chunk.first, chunk.end)
+        if port.delay_ms is None and port.at_ms is None:
+            queue.ready.add(chunk.first, chunk.end)
+        else:
+            queue.delayed.put_off(chunk.first, chunk.end, _due_of(port, context))
         queue.next_id += count
         queue.put += count
         queue.open_bytes += body_bytes
@@ -161,6 +173,8 @@ class State(RowedState):
         for item_id in within(queue.delayed, lo, hi):
             del queue.delayed[item_id]
         self._touch("leases", queue.name)
+        if queue.parts:
+            self._withdraw(queue, lo, hi)
         return found
 
     def _touch_items(self, queue: QueueState, lo: int, hi: int) -> None:
@@ -181,6 +195,8 @@ class State(RowedState):
             return _refused(message, "stale_epoch", epoch=producer.epoch)
         if seq <= producer.seq:
             return Outcome("put", "already", {"seq": producer.seq, **({"added": producer.count} if source is None else {})})
+        if producer.finished:
+            return _refused(message, "finished", seq=producer.seq)
         if seq != producer.seq + 1:
             return _refused(message, "sequence", seq=producer.seq)
         ports = _owned(read_ports(message.fields["ports"], message.blobs))
@@ -193,8 +209,16 @@ class State(RowedState):
                 added += self._put_port(self.queues[name], port, context, first_blob)
         producer.count = producer.count if source is not None else added
         self._move_producer(key, producer, seq, source, message, context)
+        if source is not None and self.source_intervals_ns:
+            self._pace_source(key, ports, context)
         self._maybe_done_all({name for port, _ in ports for name in port.queues}, context, key)
         return Outcome("put", "ok", {"seq": seq, "added": added})
+
+    def _pace_source(self, key: str, ports: list[tuple[Port, int]], context: _Context) -> None:
+        pipeline, stage = source_of(key)
+        interval_ns = self.source_intervals_ns.get(f"{pipeline}/{stage}", 0)
+        if interval_ns and pipeline in self.pipelines:
+            self._pace(pipeline, stage, interval_ns, sum(len(port.lengths) // 4 for port, _ in ports), context)
 
     def _wrong_target(self, ports: list[tuple[Port, int]], from_source: bool) -> tuple[str] | None:
         for port, _ in ports:
@@ -219,7 +243,7 @@ class State(RowedState):
                 continue
             digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest not in queue.keys:
-                queue.keys.add(digest)
+                queue.keys[digest] = context.at_ms
                 self._touch("keys", (queue.name, digest))
                 fresh.append((at, key))
         if len(fresh) * 4 == len(port.lengths):
@@ -233,7 +257,7 @@ class State(RowedState):
         body = pick(port.lengths, port.body, [at for at, _ in fresh])
         keys = json.dumps([key for _, key in fresh]).encode()
         before = queue.next_id
-        added = self._append(queue, Port(port.queues, body[0], body[1], None, keys), context, 0)
+        added = self._append(queue, port._replace(lengths=body[0], body=body[1], keys=keys), context, 0)
         self._own_bytes(queue, before, body)
         return added
 
@@ -270,7 +294,15 @@ class State(RowedState):
                 queue.leases.add(a, b, fence)
                 taken += b - a
         self._touch("leases", queue.name)
+        if queue.interval_ns and queue.read_by:
+            self._pace(queue.pipeline, queue.read_by, queue.interval_ns, taken, context)
         return Outcome("take", "ok" if taken else "already", {"count": taken})
+
+    def _pace(self, pipeline: str, stage: str, interval_ns: int, count: int, context: _Context) -> None:
+        """So much went through a stage with a rate: in the log, so that the next leader goes on where this one was."""
+        paced = self.pipelines[pipeline].paced
+        paced[stage] = pacing.taken(paced.get(stage, 0), interval_ns, context.at_ms, count)
+        self._touch("projects", pipeline)
 
     def _apply_done(self, message: Message, context: _Context) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
@@ -285,9 +317,8 @@ class State(RowedState):
         if not count:
             return Outcome("done", "already", {"count": 0})
         partial = count != sum(hi - lo for lo, hi in ranges)
-        if partial and message.fields["whole"]:
-            self._release_found(queue, found)
-            return _refused(message, "divided")
+        if message.fields["whole"] and (code := self._why_not_whole(queue, message, partial)):
+            return self._refuse_whole(queue, message, code)
         chosen = positions(ranges, found) if partial else None
         for lo, hi in found:
             self._take_out(queue, lo, hi)
@@ -297,6 +328,81 @@ class State(RowedState):
         self._emit(ports, chosen, context)
         self._maybe_done(queue.pipeline, context)
         return Outcome("done", "ok", {"count": count})
+
+    def _why_not_whole(self, queue: QueueState, message: Message, partial: bool) -> str | None:
+        """Why a `done` whose inputs cannot be told apart does not count; one that does is left with its parts to be seen."""
+        if partial:
+            return "divided"
+        named = message.fields.get("parts", 0)
+        if not named:
+            return None
+        first = message.fields["ranges"][0][0]
+        held, parts = queue.leases.overlap(first, first + 1), queue.parts.get(first)
+        if not held or held[0][2] != Fence(*message.fields["fences"][0]):
+            return "stale_fence"
+        if parts is None or parts.count != named:
+            return "parts_missing"
+        self._reveal(queue, first)
+        return None
+
+    def _refuse_whole(self, queue: QueueState, message: Message, code: str) -> Outcome:
+        """What its sender still holds of the inputs goes back, and no delivery counts."""
+        for (lo, hi), fence in zip(message.fields["ranges"], message.fields.get("fences", ()), strict=False):
+            self._release_found(queue, [(a, b) for a, b, held in queue.leases.overlap(lo, hi) if held == Fence(*fence)])
+        return _refused(message, code)
+
+    # ---- outputs in parts
+
+    def _apply_part(self, message: Message, context: _Context) -> Outcome:
+        """Outputs that are in the log before their item is done. They take ids and room, and are in no state."""
+        queue = self.queues.get(message.fields["queue"])
+        ports = _owned(read_ports(message.fields["ports"], message.blobs))
+        if queue is None or any(name not in self.queues for port, _ in ports for name in port.queues):
+            return _refused(message, "unknown_queue")
+        item_id, number = message.fields["id"], message.fields["part"]
+        held = queue.leases.overlap(item_id, item_id + 1)
+        if not held or held[0][2] != Fence(*message.fields["fence"]):
+            return _refused(message, "stale_fence")
+        if number == 0:
+            self._withdraw(queue, item_id, item_id + 1)
+        known = queue.parts.get(item_id, Parts(0, []))
+        if number != known.count:
+            return Outcome("part", "already", {"parts": known.count}) if number < known.count else _refused(message, "sequence", parts=known.count)
+        queue.parts[item_id] = Parts(number + 1, known.spans + self._hide(ports, context))
+        self._touch("parts", (queue.name, item_id))
+        return Outcome("part", "ok", {"parts": number + 1})
+
+    def _hide(self, ports: list[tuple[Port, int]], context: _Context) -> list[tuple[str, int, int]]:
+        spans = []
+        for port, first_blob in ports:
+            for name in port.queues:
+                target = self.queues[name]
+                first = target.next_id
+                count = self._append(target, port, context, first_blob)
+                target.ready.remove(first, first + count)
+                target.hidden.add(first, first + count)
+                target.put -= count
+                spans.append((name, first, count))
+        return spans
+
+    def _reveal(self, queue: QueueState, item_id: int) -> None:
+        """The item is done: what it emitted in parts is there at once."""
+        for name, first, count in queue.parts.pop(item_id).spans:
+            target = self.queues[name]
+            target.hidden.remove(first, first + count)
+            target.ready.add(first, first + count)
+            target.put += count
+            self._touch("queues", name)
+        self._touch("parts", (queue.name, item_id))
+
+    def _withdraw(self, queue: QueueState, lo: int, hi: int) -> None:
+        """The items of `[lo, hi)` are no longer held by whoever emitted parts for them: those vanish, and their ids are never used."""
+        for item_id in within(queue.parts, lo, hi):
+            for name, first, count in queue.parts.pop(item_id).spans:
+                target = self.queues[name]
+                target.hidden.remove(first, first + count)
+                self._finish(target, first, first + count)
+            self._touch("parts", (queue.name, item_id))
 
     def _emit(self, ports: list[tuple[Port, int]], chosen: list[int] | None, context: _Context) -> None:
         for port, first_blob in ports:
@@ -317,6 +423,8 @@ class State(RowedState):
             for a, b, _ in queue.leases.remove(lo, hi):
                 queue.ready.add(a, b)
                 released += b - a
+            if queue.parts:
+                self._withdraw(queue, lo, hi)
         self._touch("leases", queue.name)
         return released
 
@@ -341,12 +449,15 @@ class State(RowedState):
         self._maybe_done(queue.pipeline, context)
         return Outcome("fail", "ok", {"parked": parked})
 
-    def _count_delivery(self, queue: QueueState, item_id: int, fields: dict[str, Any], context: _Context) -> bool:
+    def _count_delivery(self, queue: QueueState, item_id: int, fields: dict[str, Any], context: _Context, in_company: bool = False) -> bool:
+        """Whether the item is parked for it. One that ran in company never is: nobody knows which of them did the harm."""
         queue.leases.remove(item_id, item_id + 1)
+        if queue.parts:
+            self._withdraw(queue, item_id, item_id + 1)
         deliveries = queue.deliveries.get(item_id, 0) + 1
         self._touch("leases", queue.name)
         self._touch_items(queue, item_id, item_id + 1)
-        if deliveries <= self.retries(queue, fields.get("retries", 0)):
+        if in_company or deliveries <= self.retries(queue, fields.get("retries", 0)):
             queue.deliveries[item_id] = deliveries
             queue.delayed[item_id] = context.at_ms + fields["delay_ms"]
             return False
@@ -377,21 +488,24 @@ class State(RowedState):
         released = counted = 0
         for name, queue in self.queues.items():
             leases = queue.leases.of_session(node, boot)
-            ran = self._ran_in(queue, leases, message.fields["ran"])
+            ran, in_company = self._ran_in(queue, leases, message.fields["ran"])
             for lo, hi, _ in leases:
                 for item_id in sorted(i for i in ran if lo <= i < hi):
-                    self._count_delivery(queue, item_id, message.fields, context)
+                    self._count_delivery(queue, item_id, message.fields, context, item_id in in_company)
                     counted += 1
                 released += self._release_found(queue, [(a, b) for a, b, _ in queue.leases.overlap(lo, hi)])
         for name in list(self.pipelines):
             self._maybe_done(name, context)
         return Outcome("session_end", "ok", {"released": released, "counted": counted})
 
-    def _ran_in(self, queue: QueueState, leases: list[tuple[int, int, Fence]], ran: dict[str, list[int]] | None) -> set[int]:
-        """Which leased items count a delivery. Where nobody can say what ran, all do that are not on their last one, and those that
-        are if they were leased alone."""
+    def _ran_in(self, queue: QueueState, leases: list[tuple[int, int, Fence]], ran: dict[str, list[Any]] | None) -> tuple[set[int], set[int]]:
+        """Which leased items count a delivery, and which of those ran in one process together. Where nobody can say what ran, all do that
+        are not on their last one, and those that are if they were leased alone."""
         if ran is not None:
-            return set(ran.get(queue.name, ()))
+            told = ran.get(queue.name, ())
+            together = RangeSet(span for span in told if not isinstance(span, int))
+            in_company = {item_id for lo, hi, _ in leases for a, b in together.overlap(lo, hi) for item_id in range(a, b)}
+            return in_company | {item_id for item_id in told if isinstance(item_id, int)}, in_company
         sizes = Counter[Fence]()
         for lo, hi, fence in leases:
             sizes[fence] += hi - lo
@@ -399,7 +513,7 @@ class State(RowedState):
         return {
             item_id for lo, hi, fence in leases for item_id in range(lo, hi)
             if sizes[fence] == 1 or queue.deliveries.get(item_id, 0) < retries
-        }
+        }, set()
 
     # ---- parked
 
@@ -446,50 +560,6 @@ class State(RowedState):
         return count
 
     # ---- projects and runs
-
-    def _apply_bundle_part(self, message: Message, context: _Context) -> Outcome:
-        key = (message.fields["version"], message.fields["part"])
-        if key in self.bundles:
-            return Outcome("bundle_part", "already")
-        (body,) = message.blobs
-        self.bundles[key] = BundlePart(message.fields["parts"], context.index, context.blob_offset(0), len(body), crc32(body))
-        self._touch("bundles", key)
-        return Outcome("bundle_part", "ok")
-
-    def bundle_parts(self, version: str) -> list[BundlePart] | None:
-        """The parts of a version in order, or None when one is missing."""
-        first = self.bundles.get((version, 0))
-        if first is None:
-            return None
-        parts = [self.bundles.get((version, part)) for part in range(first.parts)]
-        return None if any(part is None for part in parts) else [part for part in parts if part]
-
-    def _apply_deploy(self, message: Message, context: _Context) -> Outcome:
-        fields = message.fields
-        if self.bundle_parts(fields["version"]) is None:
-            return _refused(message, "parts_missing")
-        name = fields["pipeline"]
-        old = self.pipelines.get(name)
-        new = PipelineState(name, fields["version"], fields["origin"], fields["manifest"], fields["files"], fields["zip_sha256"],
-                            fields["project"])
-        if old is not None:
-            new.run, new.state, new.params, new.on_done_run = old.run, old.state, old.params, old.on_done_run
-            new.started_ms, new.done_ms, new.totals = old.started_ms, old.done_ms, old.totals
-            new.previous = [old.version, *old.previous][:2] if old.version != new.version else old.previous
-            _keep_controls(old, new)
-        self.pipelines[name] = new
-        self._touch("projects", name)
-        self._wire(new)
-        self._forget_bundles()
-        self._maybe_done(name, context)
-        return Outcome("deploy", "ok", {"run": new.run, "state": new.state})
-
-    def _forget_bundles(self) -> None:
-        """The last two versions of each pipeline stay."""
-        kept = {v for p in self.pipelines.values() for v in (p.version, *p.previous[:1])}
-        for key in [key for key in self.bundles if key[0] not in kept]:
-            del self.bundles[key]
-            self._touch("bundles", key)
 
     def _apply_start_run(self, message: Message, context: _Context) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
@@ -618,6 +688,17 @@ class State(RowedState):
         self._forget_producers(message.fields["producers"])
         return Outcome("forget", "ok")
 
+    def _apply_forget_keys(self, message: Message, context: _Context) -> Outcome:
+        """Keys that came before a time may come again."""
+        queue = self.queues.get(message.fields["queue"])
+        if queue is None:
+            return _refused(message, "unknown_queue")
+        old = list(takewhile(lambda digest: queue.keys[digest] < message.fields["before_ms"], queue.keys))
+        for digest in old:
+            del queue.keys[digest]
+            self._touch("keys", (queue.name, digest))
+        return Outcome("forget_keys", "ok" if old else "already", {"count": len(old)})
+
     def _forget_producers(self, keys: Iterable[str]) -> None:
         for key in keys:
             if self.producers.pop(key, None) is not None:
@@ -661,7 +742,7 @@ class State(RowedState):
     @property
     def has_work(self) -> bool:
         """Whether anything was ever put here."""
-        return any(queue.put for queue in self.queues.values())
+        return bool(self.ended) or any(queue.put for queue in self.queues.values())
 
     def _moved(self, message: Message) -> Outcome:
         return _refused(message, "moved", into=self.moved_to)
@@ -686,6 +767,9 @@ class State(RowedState):
             return
         if not all(self.source_finished(pipeline, stage) for stage in pipeline.sources):
             return
+        for record in (record for manifest in pipeline.manifests[:-1] for record in manifest["queues"]):
+            if record["read_by"] and self.queues[pipeline.full(record["name"])].open_count:
+                return  # nodes that run the former version still do something about these
         for record in pipeline.manifest["queues"]:
             queue = self.queues[pipeline.full(record["name"])]
             if record["read_by"] and queue.open_count:
@@ -717,13 +801,8 @@ class _Context:
         return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
 
 
-def _keep_controls(old: PipelineState, new: PipelineState) -> None:
-    """What people said at run time holds in a new version too, as long as the stage is there. A stage that stopped by itself runs again: the
-    version may have been made for that."""
-    is_same = old.version == new.version
-    new.paused = {name: reason for name, reason in old.paused.items() if (is_same or not reason) and (not name or new.stage(name))}
-    kinds = {stage["name"]: stage["kind"] for stage in new.manifest["stages"]}
-    new.scaled = {name: count for name, count in old.scaled.items() if kinds.get(name, "source") != "source"}
+def _due_of(port: Port, context: _Context) -> int:
+    return context.at_ms + port.delay_ms if port.delay_ms is not None else by_clock(port.at_ms or 0)
 
 
 def _owned(ports: list[tuple[Port, int]]) -> list[tuple[Port, int]]:

@@ -11,11 +11,14 @@ from typing import Any
 from zlib import crc32
 
 from p2pcluster.core.chunks import Chunk, joinable, joins
+from p2pcluster.core.pacing import interval_ns_of
 from p2pcluster.core.ranges import Fence, RangeSet
-from p2pcluster.core.records import BundlePart, Parked, PipelineState, Producer, QueueState, within
+from p2pcluster.core.records import BundlePart, Parked, Parts, PipelineState, Producer, QueueState, Release, Rollout, within
 
 Row = tuple[Any, ...]
 Rows = dict[str, dict[Row, Row | None]]
+
+_OF_QUEUES = ("queues", "chunks", "leases", "keys", "parked", "parts")  # the tables whose rows name a queue first
 
 
 class RowedState:
@@ -29,12 +32,15 @@ class RowedState:
         self.queues: dict[str, QueueState] = {}
         self.producers: dict[str, Producer] = {}
         self.pipelines: dict[str, PipelineState] = {}
+        self.ended: dict[str, tuple[int, int]] = {}  # pipelines that were undeployed: their last run, and the first id that is free
         self.bundles: dict[tuple[str, int], BundlePart] = {}
         self.members: dict[str, dict[str, Any]] = {}
         self.accepted: set[str] = set()  # clusters of this one's name that were told that they may dissolve into it
         self.moved_to: str | None = None  # the cluster that this one has dissolved into
+        self.source_intervals_ns: dict[str, int] = {}  # by pipeline and source, of those with a rate
         self._dirty: dict[str, set[Any]] = {}
         self._removed_chunks: set[tuple[str, int]] = set()
+        self._removed_queues: set[str] = set()
         self._cleared_keys: set[str] = set()
 
     def _touch(self, table: str, key: Any) -> None:
@@ -42,15 +48,27 @@ class RowedState:
 
     @property
     def dirty_count(self) -> int:
-        return sum(len(keys) for keys in self._dirty.values()) + len(self._removed_chunks)
+        return sum(len(keys) for keys in self._dirty.values()) + len(self._removed_chunks) + len(self._removed_queues)
 
-    def queue(self, name: str) -> QueueState:
-        """The queue, made when it is not there."""
+    def queue(self, name: str, first_id: int = 1) -> QueueState:
+        """The queue, made when it is not there; its ids then begin with `first_id`."""
         found = self.queues.get(name)
         if found is None:
             found = self.queues[name] = QueueState(name)
+            found.next_id = first_id
             self._touch("queues", name)
         return found
+
+    def _remove_queue(self, queue: QueueState) -> None:
+        """The queue and all that is in it."""
+        name = queue.name
+        del self.queues[name]
+        self._removed_queues.add(name)
+        self._removed_chunks = {key for key in self._removed_chunks if key[0] != name}
+        self._cleared_keys.discard(name)
+        for table in _OF_QUEUES:
+            if table in self._dirty:
+                self._dirty[table] = {key for key in self._dirty[table] if name != (key if isinstance(key, str) else key[0])}
 
     def _count_parked(self, queue: QueueState, item_id: int, change: int) -> Chunk:
         """One more parked item in its chunk, or one less; parked items do not fill their queue."""
@@ -65,11 +83,20 @@ class RowedState:
         for queue in self.queues.values():
             if queue.pipeline == pipeline.name:
                 queue.maxsize = queue.bytes_max = queue.read_by = None
-                queue.results = False
-        for record in pipeline.manifest["queues"]:
-            queue = self.queue(pipeline.full(record["name"]))
+                queue.results, queue.interval_ns = False, 0
+        for record in [record for manifest in pipeline.manifests for record in manifest["queues"]]:
+            queue = self.queue(pipeline.full(record["name"]), pipeline.first_id)
             queue.maxsize, queue.bytes_max = record["maxsize"], record["bytes_max"]
-            queue.read_by, queue.results = record["read_by"], record["results"]
+            queue.read_by, queue.results = record["read_by"] or queue.read_by, record["results"]
+        for name in [name for name in self.source_intervals_ns if name.startswith(f"{pipeline.name}/")]:
+            del self.source_intervals_ns[name]
+        for stage in [stage for manifest in pipeline.manifests for stage in manifest["stages"]]:
+            if stage["reads"]:
+                self.queues[pipeline.full(stage["reads"])].interval_ns = interval_ns_of(stage["rate"])
+            elif stage["rate"] is not None:
+                self.source_intervals_ns[pipeline.full(stage["name"])] = interval_ns_of(stage["rate"])
+            else:
+                self.source_intervals_ns.pop(pipeline.full(stage["name"]), None)
 
     def coalesce(self) -> None:
         """Lay small neighbouring chunks together that no row has yet: one object and one row for what came in one by one."""
@@ -109,7 +136,8 @@ class RowedState:
         Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is named, `keys` of a queue that began anew as
         `(queue,): None`.
         """
-        rows: Rows = {"keys": {(name,): None for name in self._cleared_keys}}  # before the keys that came since
+        rows: Rows = {table: {(name,): None for name in self._removed_queues} for table in _OF_QUEUES}  # before what came since
+        rows["keys"] |= {(name,): None for name in self._cleared_keys}
         for table, keys in self._dirty.items():
             changed = rows.setdefault(table, {})
             for key in keys:
@@ -121,7 +149,7 @@ class RowedState:
 
     def filled(self, queue: str, first: int, body_crc: int) -> None:
         """The chunk's bytes stand in its own row now, if there still is such a chunk."""
-        found = self.queues[queue].chunks.overlap(first, first + 1)
+        found = self.queues[queue].chunks.overlap(first, first + 1) if queue in self.queues else []
         if found and found[0].first == first:
             found[0].body_crc = body_crc
 
@@ -135,22 +163,25 @@ class RowedState:
                 self.bundles[key].persisted = True
         self._dirty.clear()
         self._removed_chunks.clear()
+        self._removed_queues.clear()
         self._cleared_keys.clear()
 
     def all_rows(self) -> Rows:
         """Every row that the state has: what the tables should hold."""
         rows: Rows = {table: {} for table in ("queues", "chunks", "leases", "keys", "parked", "producers", "projects",
-                                              "bundles", "members", "clusters")}
+                                              "bundles", "members", "clusters", "parts")}
         for name, queue in self.queues.items():
             rows["queues"].update(self._rows_of("queues", name))
             rows["leases"].update({k: v for k, v in self._rows_of("leases", name).items() if len(k) == 2})
             for chunk in queue.chunks:
                 rows["chunks"].update(self._rows_of("chunks", (name, chunk.first)))
             for digest in sorted(queue.keys):  # equal states make equal snapshots
-                rows["keys"][(name, digest)] = ()
+                rows["keys"][(name, digest)] = (queue.keys[digest],)
             for item_id in queue.parked:
                 rows["parked"].update(self._rows_of("parked", (name, item_id)))
-        for table, keys in (("producers", self.producers), ("projects", self.pipelines), ("bundles", self.bundles),
+            for item_id in sorted(queue.parts):
+                rows["parts"].update(self._rows_of("parts", (name, item_id)))
+        for table, keys in (("producers", self.producers), ("projects", [*self.pipelines, *self.ended]), ("bundles", self.bundles),
                             ("members", self.members), ("clusters", self._clusters())):
             for key in keys:
                 rows[table].update(self._rows_of(table, key))
@@ -169,6 +200,8 @@ class RowedState:
         unfinished = RangeSet(queue.open_ranges(chunk.first, chunk.end))
         for item_id in within(queue.parked, chunk.first, chunk.end):
             unfinished.add(item_id, item_id + 1)
+        for lo, hi in queue.hidden.overlap(chunk.first, chunk.end):
+            unfinished.add(lo, hi)
         assert len(unfinished) == chunk.open, "a chunk's count of open items is off"
         inside = {
             "deliveries": {i: queue.deliveries[i] for i in within(queue.deliveries, chunk.first, chunk.end)},
@@ -194,7 +227,12 @@ class RowedState:
         return rows
 
     def _rows_of_keys(self, key: tuple[str, bytes]) -> dict[Row, Row | None]:
-        return {key: ()}
+        at_ms = self.queues[key[0]].keys.get(key[1])
+        return {key: None if at_ms is None else (at_ms,)}
+
+    def _rows_of_parts(self, key: tuple[str, int]) -> dict[Row, Row | None]:
+        parts = self.queues[key[0]].parts.get(key[1])
+        return {key: None if parts is None else (parts.count, json.dumps(parts.spans))}
 
     def _rows_of_parked(self, key: tuple[str, int]) -> dict[Row, Row | None]:
         parked = self.queues[key[0]].parked.get(key[1])
@@ -209,7 +247,12 @@ class RowedState:
         return {(key,): (p.epoch, p.seq, p.count, p.hash, p.cursor, int(p.finished), p.at_ms, p.node, p.boot)}
 
     def _rows_of_projects(self, name: str) -> dict[Row, Row | None]:
-        p = self.pipelines[name]
+        p = self.pipelines.get(name)
+        if p is None and name not in self.ended:
+            return {(name,): None}
+        if p is None:
+            run, first_id = self.ended[name]
+            return {(name,): ("", run, "ended", 0, 0, 0, json.dumps({"first_id": first_id}))}
         return {(name,): (p.version, p.run, p.state, p.on_done_run, p.started_ms, p.done_ms, json.dumps(p.detail()))}
 
     def _rows_of_bundles(self, key: tuple[str, int]) -> dict[Row, Row | None]:
@@ -238,6 +281,8 @@ class RowedState:
     def loaded(self, applied_idx: int, applied_term: int, at_ms: int, state_hash: bytes) -> None:
         """All tables are in, and this is where they stand."""
         self.applied_idx, self.applied_term, self.at_ms, self.hash = applied_idx, applied_term, at_ms, state_hash
+        for queue in self.queues.values():  # rows come by their hash, and what came first is forgotten first
+            queue.keys = dict(sorted(queue.keys.items(), key=lambda key: key[1]))
         for pipeline in self.pipelines.values():
             self._wire(pipeline)
         self._dirty.clear()
@@ -269,8 +314,14 @@ class RowedState:
         queue.ready.remove(lo, hi)
         queue.leases.add(lo, hi, Fence(node, boot, seq))
 
-    def _load_keys(self, name: str, digest: bytes) -> None:
-        self.queue(name).keys.add(digest)
+    def _load_keys(self, name: str, digest: bytes, at_ms: int) -> None:
+        self.queue(name).keys[digest] = at_ms
+
+    def _load_parts(self, name: str, item_id: int, count: int, spans: str) -> None:
+        parts = self.queue(name).parts[item_id] = Parts(count, [(target, first, size) for target, first, size in json.loads(spans)])
+        for target, first, size in parts.spans:
+            self.queue(target).ready.remove(first, first + size)
+            self.queue(target).hidden.add(first, first + size)
 
     def _load_parked(self, name: str, item_id: int, run: int, deliveries: int, at_ms: int, error: str) -> None:
         queue = self.queue(name)
@@ -285,9 +336,15 @@ class RowedState:
     def _load_projects(self, name: str, version: str, run: int, state: str, on_done_run: int, started_ms: int, done_ms: int,
                        detail: str) -> None:
         d = json.loads(detail)
+        if state == "ended":
+            self.ended[name] = (run, d["first_id"])
+            return
+        rollout = d.get("rollout")
         self.pipelines[name] = PipelineState(
             name, version, d["origin"], d["manifest"], d["files"], d["zip_sha256"], d["project"], run, state, d["params"],
             on_done_run, started_ms, done_ms, d["previous"], d["totals"], d.get("paused", {}), d.get("scaled", {}),
+            d.get("paced", {}), d.get("ticks", {}),
+            rollout and Rollout(rollout["number"], Release(**rollout["former"]), rollout["nodes"]), d.get("rolled"), d.get("first_id", 1),
         )
 
     def _load_bundles(self, version: str, part: int, parts: int, entry: int, offset: int, body_bytes: int, body_crc: int) -> None:

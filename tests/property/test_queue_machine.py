@@ -22,7 +22,7 @@ from p2pcluster.core.chunks import Chunk, ChunkIndex
 from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import LeaseMap
-from p2pcluster.core.records import Outcome, QueueState
+from p2pcluster.core.records import Outcome, PipelineState, QueueState
 from p2pcluster.core.rows import Row, Rows
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from tests.simulation.queue_chooser import Chooser
@@ -121,6 +121,7 @@ class Cluster:
         self.at_ms += self.random.choice([0, 1, 20])
         index = len(self.log) + 1
         self.log[index] = entry_body(messages)
+        self.model.index = index
         expected = self.model.apply(self.at_ms, messages)
         for replica in self.replicas:
             outcomes = replica.state.apply(index, 1, self.at_ms, self.log[index])
@@ -222,6 +223,16 @@ def wrap(monkeypatch: Patch, owner: type, name: str, after: Callable[..., Any]) 
     """`after(result, self, *args)` follows each call, and what it returns is what the caller gets."""
     function = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda self, *args: after(function(self, *args), self, *args))
+
+
+def ids_of_the_undeployed_come_again(m: Patch) -> None:
+    def after(outcome: Outcome, state: State, message: Message, context: Any) -> Outcome:
+        name = message.fields["pipeline"]
+        if name in state.ended:
+            state.ended[name] = (state.ended[name][0], 1)
+        return outcome
+
+    wrap(m, State, "_apply_undeploy", after)
 
 
 def due_items_vanish(m: Patch) -> None:
@@ -334,6 +345,7 @@ def outputs_come_before_done(m: Patch) -> None:
     ("bug", "message"),
     [
         (due_items_vanish, "an item is lost or counted twice"),
+        (ids_of_the_undeployed_come_again, "an id of a pipeline that ended may be used again"),
         (done_is_reported_wrong, "what was said to be done is not what is done"),
         (ids_are_left_out, "an id is used twice or left out"),
         (sessions_are_miscounted, "what sessions hold is miscounted"),
@@ -358,6 +370,16 @@ def test_the_tables_notice_a_change_that_is_not_written_to(table: str, monkeypat
     touch = State._touch
     monkeypatch.setattr(State, "_touch", lambda state, name, key: None if name == table else touch(state, name, key))
     caught({"tables"}, table)
+
+
+def test_rows_of_a_queue_that_is_no_more_are_noticed(monkeypatch: Patch) -> None:
+    def remove(state: State, queue: QueueState) -> None:
+        for name in list(state._dirty):
+            state._dirty[name] = {key for key in state._dirty[name] if queue.name not in (key, key[0])}
+        del state.queues[queue.name]
+
+    monkeypatch.setattr(State, "_remove_queue", remove)
+    caught({"tables"}, "")
 
 
 def test_a_hash_that_knows_of_memory_is_noticed(monkeypatch: Patch) -> None:
@@ -461,6 +483,10 @@ def a_time_of_day_is_taken_for_a_delay(m: Patch) -> None:
     m.setattr(queues, "by_clock", lambda at_ms: at_ms)
 
 
+def what_a_rate_let_through_is_not_in_the_log(m: Patch) -> None:
+    m.setattr(State, "_pace", lambda *_: None)
+
+
 def delayed_items_are_forgotten_at_the_end(m: Patch) -> None:
     m.setattr(QueueState, "open_count", property(lambda queue: len(queue.ready) + len(queue.leases)))
 
@@ -469,7 +495,7 @@ def keys_outlive_a_run(m: Patch) -> None:
     begin = State._begin_queue
 
     def begin_with_keys(state: State, queue: QueueState) -> None:
-        keys, queue.keys = queue.keys, set()
+        keys, queue.keys = queue.keys, {}
         begin(state, queue)
         queue.keys = keys
 
@@ -544,9 +570,66 @@ def bodies_are_joined_backwards(m: Patch) -> None:
     m.setattr(State, "_join", backwards)
 
 
+def a_source_goes_on_behind_its_end(m: Patch) -> None:
+    def put(state: State, message: Message, context: Any) -> Outcome:
+        producer = state.producers.get(message.fields["producer"][0])
+        was_finished = producer is not None and producer.finished
+        if producer is not None:
+            producer.finished = False
+        outcome = state._apply_put(message, context)
+        if producer is not None:
+            producer.finished = producer.finished or was_finished
+        return outcome
+
+    handle(m, "put", put)
+
+
+def parts_of_others_go_at_a_deployment(m: Patch) -> None:
+    def after(outcome: Outcome, state: State, *rest: Any) -> Outcome:
+        state._forget_versions(list(state.uploads()))
+        return outcome
+
+    wrap(m, State, "_apply_deploy", after)
+
+
+def a_version_that_does_not_start_stays(m: Patch) -> None:
+    m.setattr(State, "_apply_roll_back", State._apply_rolled_out)
+
+
+def a_deployment_said_again_begins_anew(m: Patch) -> None:
+    def after(outcome: Outcome, state: State, message: Message, context: Any) -> Outcome:
+        pipeline = state.pipelines.get(message.fields["pipeline"])
+        if pipeline and pipeline.rollout and outcome.result == "ok":
+            pipeline.rollout.nodes.clear()
+        return outcome
+
+    wrap(m, State, "_apply_deploy", after)
+
+
+def the_former_version_is_forgotten_too_early(m: Patch) -> None:
+    manifests = PipelineState.manifests.fget
+    m.setattr(PipelineState, "manifests", property(lambda pipeline: manifests(pipeline)[-1:]))
+
+
+def runs_begin_at_one_again(m: Patch) -> None:
+    def after(outcome: Outcome, state: State, message: Message, context: Any) -> Outcome:
+        name = message.fields["pipeline"]
+        if name in state.ended:
+            state.ended[name] = (0, state.ended[name][1])
+        return outcome
+
+    wrap(m, State, "_apply_undeploy", after)
+
+
 @pytest.mark.parametrize(
     "bug",
     [
+        a_source_goes_on_behind_its_end,
+        parts_of_others_go_at_a_deployment,
+        a_version_that_does_not_start_stays,
+        a_deployment_said_again_begins_anew,
+        the_former_version_is_forgotten_too_early,
+        runs_begin_at_one_again,
         release_by_anyone,
         failure_by_anyone,
         a_divided_batch_is_half_done,
@@ -556,6 +639,7 @@ def bodies_are_joined_backwards(m: Patch) -> None:
         one_shard_ends_for_all,
         a_put_does_not_wait,
         a_time_of_day_is_taken_for_a_delay,
+        what_a_rate_let_through_is_not_in_the_log,
         delayed_items_are_forgotten_at_the_end,
         keys_outlive_a_run,
         results_outlive_a_run,

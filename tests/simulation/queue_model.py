@@ -31,7 +31,7 @@ Bodies = Callable[[str, Chunk], tuple[Buffer, Buffer]]
 
 
 def _stage(
-    name: str, kind: str, reads: str | None, ports: Sequence[Sequence[str]], retries: int = 0, processes: int = 1
+    name: str, kind: str, reads: str | None, ports: Sequence[Sequence[str]], retries: int = 0, processes: int = 1, **more: Any
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -56,6 +56,7 @@ def _stage(
         "every_s": None,
         "max_items": None,
         "defined_at": "pipeline.py:1",
+        **more,
     }
 
 
@@ -92,8 +93,8 @@ MANIFESTS = {
     "v1": _manifest(
         "p",
         [
-            _stage("gen", "source", None, [["a", "b"]], processes=2),
-            _stage("left", "stage", "a", [["c"], ["d"]], retries=1),
+            _stage("gen", "source", None, [["a", "b"]], processes=2, rate="100/s"),
+            _stage("left", "stage", "a", [["c"], ["d"]], retries=1, rate="7/m"),
             _stage("right", "stage", "b", [["c"]]),
             _stage("out", "sink", "c", [], retries=2),
             _stage("last", "stage", "in", [["last.results"]]),
@@ -112,7 +113,7 @@ MANIFESTS = {
         "p",
         [
             _stage("gen", "source", None, [["a", "b"]]),
-            _stage("left", "stage", "a", [["c"]], retries=2),
+            _stage("left", "stage", "a", [["c"]], retries=2, rate="50/s"),
             _stage("right", "stage", "b", [["c"]], retries=1),
             _stage("out", "sink", "c", []),
             _stage("last", "stage", "in", [["kept.results"]]),
@@ -139,6 +140,7 @@ MANIFESTS = {
     # Nothing but a queue that is fed from outside.
     "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1)], [_queue("x", "eat", outside=True)]),
 }
+INTERVALS_NS = {None: 0, "100/s": 10_000_000, "7/m": 8_571_428_571, "50/s": 20_000_000}  # from one item of a rate to the next
 BUNDLE = b"PK\x05\x06"
 
 
@@ -247,6 +249,7 @@ class ModelPipeline:
     previous: list[str] = field(default_factory=list)
     paused: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, int | str] = field(default_factory=dict)
+    paced: dict[str, int] = field(default_factory=dict)
 
     rolling: dict[str, Any] | None = None  # `number`, the `former` release, and the `nodes` that run the new one
     rolled: dict[str, Any] | None = None
@@ -393,6 +396,10 @@ class Model:
             producer.hash = source.get("hash", producer.hash)
             producer.finished = producer.finished or source.get("finished", False)
             producer.cursor = bytes(blobs[-1]) if source.get("cursor") else producer.cursor
+            of, _, stage, _ = key.removeprefix("source:").split("/")
+            if of in self.pipelines:
+                count = sum(len(values) for _, values, _, _ in self._ports(fields["ports"], blobs))
+                self._count_towards_the_rate(self.pipelines[of], stage, count)
         self.producers[key] = producer
         owner = key.removeprefix("source:").partition("/")[0] if key.startswith("source:") else None
         for name in {self.queues[name].pipeline for name in targets} | {owner}:
@@ -504,7 +511,16 @@ class Model:
         taken = [item for item in _named(queue, fields["ranges"]) if item.state == "ready"]
         for item in taken:
             item.state, item.fence = "leased", Fence(*fields["fence"])
+        if queue.record and queue.record["read_by"]:
+            self._count_towards_the_rate(self.pipelines[queue.pipeline], queue.record["read_by"], len(taken))
         return "ok" if taken else "already", {"count": len(taken)}
+
+    def _count_towards_the_rate(self, pipeline: ModelPipeline, stage: str, count: int) -> None:
+        """When, in nanoseconds, as much may go again as after a long rest."""
+        interval_ns = INTERVALS_NS[(pipeline.stage(stage) or {"rate": None})["rate"]]
+        if interval_ns:
+            full_ns = max(pipeline.paced.get(stage, 0), self.at_ms * 1_000_000)
+            pipeline.paced = {**pipeline.paced, stage: full_ns + count * interval_ns}
 
     def _release(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         queue = self.queues.get(fields["queue"])
