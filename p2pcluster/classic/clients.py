@@ -99,7 +99,7 @@ class _Client:
     def _run(self, jobs: Sequence[Job], folder: str | None = None, path: Sequence[str] | None = None) -> None:
         self._check([name for job in jobs for name in job.queues])
         setting = Setting(self.port, str(self.server), self._secret, tuple(path or sys.path), folder)
-        Processes(jobs, setting).run()
+        Processes(jobs, setting, self._door).run()
 
 
 class BaseClient(_Client):

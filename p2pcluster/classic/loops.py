@@ -1,14 +1,15 @@
 """What a decorated function's process does with its queues: take, call, finish; again.
 
 Decided here: an input is finished and its outputs are put in one command, so that an item is lost by nobody's death; how much is taken
-ahead (what takes about as long as `config.WORK_TARGET_US`); that an item whose function raises is tried again here and then parked with
-the traceback; and that who feeds a queue waits while `config.QUEUE_ITEMS_MAX` values are in it.
+ahead (what takes about as long as `config.WORK_TARGET_US`); that an item whose function raises goes back, counted in the journal, to be
+tried again and in the end parked with the traceback; and that who feeds a queue waits while `config.QUEUE_ITEMS_MAX` values are in it.
 """
 
 from __future__ import annotations
 
 import queue
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 from p2pcluster import config
 from p2pcluster.classic import utils
+from p2pcluster.classic.in_hand import InHand
 from p2pcluster.classic.queues import RawQueue
 from p2pcluster.client import RETRY_S, Cluster, bodies_of
 from p2pcluster.core.codec import Message
@@ -34,12 +36,19 @@ SLOW_S = 10 * config.WORK_TARGET_US / 1e6  # what is left of a piece of work tha
 SENT_AHEAD_MAX = 1000  # values of a source on their way
 
 stopping = threading.Event()  # this process is to end when the item in hand is finished
-_in_hand = threading.Event()
+_at_work = threading.Event()
+_in_hand = InHand()
 
 
 def has_item() -> bool:
     """Whether a decorated function is at work, which may finish."""
-    return _in_hand.is_set()
+    return _at_work.is_set()
+
+
+def be_watched(descriptor: int) -> None:
+    """What this process has in hand is written where the one that started it can read it."""
+    global _in_hand
+    _in_hand = InHand(descriptor)
 
 
 def run(stage: Stage[..., Any], queues: tuple[RawQueue, ...]) -> None:
@@ -175,6 +184,8 @@ class _Taker:
         self._count = 1  # how many to take at once
         self._request = 0
         self._fence: list[Any] = []
+        self._failing: dict[str, Any] = {}  # what a `fail` says of each item of this grant
+        self._deliveries: dict[str, int] = {}  # those before this one, of items that have some
         self._ids: list[int] = []  # finished and not yet said so, with what they emit
         self._outputs: list[list[bytes]] = []
 
@@ -185,7 +196,7 @@ class _Taker:
     def _take(self) -> list[tuple[int, bytes]]:
         """The next items, waited for however long it takes, also for a server that is away."""
         link = self._cluster.link
-        take = Message("take", {"queue": self._full, "count": self._count})
+        take = Message("take", {"queue": self._full, "count": self._count, "watched": _in_hand.is_watched})
         while True:
             self._request = link.request(take, time.monotonic() + utils.FOREVER_S)
             try:
@@ -193,49 +204,52 @@ class _Taker:
             except Unavailable:
                 continue
             if reply.kind == "grant":
-                self._fence = reply.fields["fence"]
+                self._on_grant(reply)
                 return list(bodies_of(reply))
             if reply.fields.get("result") != "error":
                 self._cluster.check(reply, self._name)
             time.sleep(RETRY_S)
 
+    def _on_grant(self, grant: Message) -> None:
+        options = self._stage.options
+        self._fence, self._deliveries = grant.fields["fence"], grant.fields["deliveries"]
+        self._failing = {"queue": self._full, "fence": self._fence, "retries": options.retries,
+                         "delay_ms": int(1000 * min(options.backoff_s, config.BACKOFF_MAX_S))}
+        _in_hand.took(self._failing)
+
     def _work_off(self, items: list[tuple[int, bytes]]) -> None:
         link = self._cluster.link
         begun_s = time.monotonic()
         left = [item_id for item_id, _ in items]
-        _in_hand.set()
+        _at_work.set()
         try:
             for item_id, body in items:
                 if stopping.is_set() or not link.is_current(self._request) or time.monotonic() - begun_s > SLOW_S:
                     break
+                self._run_one(item_id, body)
                 left.remove(item_id)
-                if not self._run_one(item_id, body, left):
-                    break
+        finally:  # also what was interrupted goes back
             self._finish()
             self._give_back(left)
-        finally:
-            _in_hand.clear()
+            _at_work.clear()
         spent_us = (time.monotonic() - begun_s) * 1e6 / len(items)
         most = int(config.WORK_TARGET_US / max(1.0, spent_us))
         self._count = max(1, min(config.WORK_ITEMS_MAX, 2 * self._count, most))
 
-    def _run_one(self, item_id: int, body: bytes, others: list[int]) -> bool:
-        """Whether it went well at once. Where it did not, the others are given back: they can go on elsewhere meanwhile."""
-        for attempt in range(self._stage.options.retries + 1):
-            try:
-                outputs = self._outputs_of(body)
-            except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
-                if isinstance(error, KeyboardInterrupt) and stopping.is_set():
-                    raise
-                self._finish()
-                self._give_back(others)
-                others.clear()
-                self._on_failure(item_id, error, attempt)
-                continue
+    def _run_one(self, item_id: int, body: bytes) -> None:
+        _in_hand.begins(item_id)
+        try:
+            outputs = self._outputs_of(body)
+        except KeyboardInterrupt:  # no failure of the item's
+            raise
+        except BaseException as error:  # whatever else it raises is this item's failure; only a signal ends the process
+            self._finish()
+            self._on_failure(item_id, error)
+        else:
             self._ids.append(item_id)
             self._outputs.append(outputs)
-            return not attempt
-        return False
+        finally:
+            _in_hand.ends()
 
     def _outputs_of(self, body: bytes) -> list[bytes]:
         returned = self._call(self._cluster.value_of(self._name, body))
@@ -244,21 +258,16 @@ class _Taker:
         values = returned if self._stage.is_generator else [returned]
         return [_encoded(value) for value in values if value is not DROP]
 
-    def _on_failure(self, item_id: int, error: BaseException, attempt: int) -> None:
+    def _on_failure(self, item_id: int, error: BaseException) -> None:
         traceback.print_exception(error)
         sys.stderr.flush()
-        retries = self._stage.options.retries
-        if attempt < retries:
-            delay_s = min(self._stage.options.backoff_s * 2**attempt, config.BACKOFF_MAX_S)
-            utils.say(f"{self._stage.name} failed with this; the item is tried again in {delay_s:g} s")
-            if stopping.wait(delay_s):
-                raise KeyboardInterrupt
+        told = {**error_of(error), "stage": self._stage.name, "node": socket.gethostname()}
+        reply = self._cluster.link.call(Message("fail", {**self._failing, "id": item_id, "error": told}))
+        if reply.fields.get("result") != "ok":  # its lease ended with a connection: it is with somebody else by now
             return
-        utils.say(f"{self._stage.name} failed {attempt + 1} times with an item of {self._name}, which is parked: python -m p2pcluster "
-                  f"parked --cluster {self._cluster.link.options.cluster}")
-        record = error_of(error)
-        fail = Message("fail", {"queue": self._full, "id": item_id, "fence": self._fence, "error": record, "delay_ms": 0})
-        self._cluster.link.call(fail)
+        times = self._deliveries.get(str(item_id), 0) + 1
+        utils.say(f"{self._stage.name} failed {f'{times} times' if times > 1 else 'once'} with an item of {self._name}, which is "
+                  + (utils.parked(self._cluster.link.options) if reply.fields["parked"] else "tried again"))
 
     def _finish(self) -> None:
         """Say what is finished, in one command with what came of it; asked again by id, so that it happens once."""

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pcluster import config
-from p2pcluster.classic import utils, worker
+from p2pcluster.classic import in_hand, utils, worker
 from p2pcluster.classic.functions import Reference
+from p2pcluster.classic.queues import Door
 from p2pcluster.core.codec import Message
 from p2pcluster.errors import ClusterError
 from p2pcluster.process import how_ended
@@ -57,15 +58,26 @@ class _Process:
         self.refusal = ""
 
     def start(self) -> None:
+        """Raises `ClusterError` where the machine has no room for it."""
+        try:
+            self._start()
+        except OSError as error:
+            raise ClusterError(f"no process for {self.job.name} can be started ({error.strerror}): end some that are not needed, or look "
+                               "for room on the disk") from error
+
+    def _start(self) -> None:
+        page = in_hand.new_page()
         ours, theirs = socket.socketpair()
         os.set_inheritable(theirs.fileno(), True)
         try:
+            self.in_hand = in_hand.InHand(page)
             self.popen = subprocess.Popen(
-                worker.command(theirs.fileno(), self.job.name), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),),
+                worker.command(theirs.fileno(), page, self.job.name), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), page),
                 cwd=self._setting.folder, process_group=0,  # Ctrl-C is the program's to answer
             )
         finally:
             theirs.close()
+            os.close(page)
         self.started_s = time.monotonic()
         self.socket = ours
         self.channel = Channel(ours)
@@ -82,7 +94,8 @@ class _Process:
 class Processes:
     """See the module; `run` blocks until all are over."""
 
-    def __init__(self, jobs: Sequence[Job], setting: Setting) -> None:
+    def __init__(self, jobs: Sequence[Job], setting: Setting, door: Door) -> None:
+        self._door = door
         self._selector = selectors.DefaultSelector()
         self._processes = [_Process(job, setting) for job in jobs for _ in range(job.count)]
         self._due: dict[_Process, float] = {}  # those that died and start again, each when
@@ -147,17 +160,33 @@ class Processes:
         utils.say("the server is there again" if trouble is None else f"the server is away, and is waited for: {trouble}")
 
     def _on_end(self, process: _Process, code: int) -> None:
-        name = process.job.name
+        held = process.in_hand.read()
+        process.in_hand.close()
         if process.refusal:
             raise ClusterError(process.refusal)
-        if code == worker.RAISED:
-            self._failed.append(name)
-        elif code != 0:
+        if held is not None and code != worker.STOPPED:
+            process.deaths = 1  # it did start: what killed it is the item
+            self._count(process.job.name, how_ended(code), held)
+        elif code == worker.RAISED:
+            self._failed.append(process.job.name)
+            return
+        elif code == 0:
+            return
+        else:
             lived_s = time.monotonic() - process.started_s
             process.deaths = 1 if lived_s > config.RESTART_BACKOFF_MAX_S else process.deaths + 1
-            delay_s = min(config.RESTART_BACKOFF_S * 2 ** (process.deaths - 1), config.RESTART_BACKOFF_MAX_S)
-            utils.say(f"a process of {name} {how_ended(code)} and is replaced; what it had in hand goes back")
-            self._due[process] = time.monotonic() + delay_s
+            utils.say(f"a process of {process.job.name} {how_ended(code)} and is replaced")
+        delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** min(process.deaths - 1, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
+        self._due[process] = time.monotonic() + delay_s
+
+    def _count(self, name: str, how: str, held: dict[str, Any]) -> None:
+        """The item that a process died with has had a delivery: it can say so no more, and only now is the lease still its own."""
+        error = {"type": "ProcessDied", "text": f"its process {how}", "traceback": None, "stage": name, "node": socket.gethostname()}
+        cluster = self._door.cluster
+        reply = cluster.link.call(Message("fail", {**held, "error": error}))
+        is_parked = reply.fields.get("parked", False)
+        utils.say(f"a process of {name} {how} and is replaced; the item of {held['queue'].partition('/')[2]} that it had in hand is "
+                  + (utils.parked(cluster.link.options) if is_parked else "tried again"))
 
     def _stop(self) -> None:
         """Let what runs finish, at most `DRAIN_S`; a second Ctrl-C ends it at once. Whatever was not finished goes back."""
@@ -176,3 +205,4 @@ class Processes:
                 process.popen.kill()
             process.popen.wait()
             process.socket.close()
+            process.in_hand.close()

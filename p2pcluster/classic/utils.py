@@ -70,6 +70,11 @@ def say(text: str) -> None:
     print(f"p2pcluster: {text}", file=sys.stderr, flush=True)
 
 
+def parked(options: Options) -> str:
+    """That something is, and where to look."""
+    return f"parked: python -m p2pcluster parked --cluster {options.cluster}"
+
+
 def in_one_line(call: Callable[P, R]) -> Callable[P, R]:
     """What the package raises on purpose ends the program with a line; its cause is the error, for a program that catches `SystemExit`."""
 

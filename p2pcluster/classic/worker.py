@@ -27,16 +27,18 @@ RAISED, REFUSED, STOPPED = 3, 4, 130  # exit codes, beside 0: the function has r
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 # As for stage processes: our own imports come before the program's folder is on the path.
 _BOOT = ("import sys; root = sys.argv[1]; sys.path.insert(0, root); from p2pcluster.classic.worker import main; sys.path.remove(root); "
-         "sys.exit(main(int(sys.argv[2])))")
+         "sys.exit(main(int(sys.argv[2]), int(sys.argv[3])))")
 
 
-def command(descriptor: int, name: str) -> list[str]:
-    """The command line of a process that has inherited a socket; `name` is for people who look with `ps`."""
-    return [sys.executable, "-P", "-c", _BOOT, _PACKAGE_ROOT, str(descriptor), name]
+def command(descriptor: int, page: int, name: str) -> list[str]:
+    """The command line of a process that has inherited a socket and a page of memory; `name` is for people who look with `ps`."""
+    return [sys.executable, "-P", "-c", _BOOT, _PACKAGE_ROOT, str(descriptor), str(page), name]
 
 
-def main(descriptor: int) -> int:
+def main(descriptor: int, page: int) -> int:
     """Run one process; returns its exit code."""
+    loops.be_watched(page)
+    os.close(page)
     for stream in (sys.stdout, sys.stderr):
         # A line is one write, since processes share a terminal.
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]

@@ -286,4 +286,4 @@ def test_the_manifest_of_a_server_is_one_that_a_node_takes_in() -> None:
 
 
 def test_a_process_says_its_functions_name_to_who_looks_and_no_key() -> None:
-    assert worker.command(7, "Square")[-2:] == ["7", "Square"]
+    assert worker.command(7, 8, "Square")[-3:] == ["7", "8", "Square"]
