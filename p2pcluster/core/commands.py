@@ -309,7 +309,7 @@ def _are_ports(ports: list[Any]) -> bool:
 
 
 def _is_source(source: dict[str, Any] | None) -> bool:
-    kinds = {"count": is_number, "hash": is_text, "finished": is_flag, "cursor": is_flag}
+    kinds = {"count": is_number, "hash": is_text, "finished": is_flag, "cursor": is_flag, "tick_ms": is_number}
     return source is None or all(name in kinds and kinds[name](value) for name, value in source.items())
 
 
@@ -385,6 +385,7 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "concurrency": lambda count: is_number(count) and 0 < count <= PROCESSES_MAX,
     "shape": is_text,
     "rate": lambda rate: rate is None or options.is_rate(rate),
+    "every_s": lambda every_s: every_s is None or is_amount(every_s),
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {
     "name": is_name,

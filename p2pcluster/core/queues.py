@@ -211,6 +211,8 @@ class State(Deployments):
         self._move_producer(key, producer, seq, source, message, context)
         if source is not None and self.source_intervals_ns:
             self._pace_source(key, ports, context)
+        if source is not None and "tick_ms" in source:
+            self._note_tick(key, source["tick_ms"])
         self._maybe_done_all({name for port, _ in ports for name in port.queues}, context, key)
         return Outcome("put", "ok", {"seq": seq, "added": added})
 
@@ -219,6 +221,12 @@ class State(Deployments):
         interval_ns = self.source_intervals_ns.get(f"{pipeline}/{stage}", 0)
         if interval_ns and pipeline in self.pipelines:
             self._pace(pipeline, stage, interval_ns, sum(len(port.lengths) // 4 for port, _ in ports), context)
+
+    def _note_tick(self, key: str, at_ms: int) -> None:
+        pipeline = self.pipelines.get(source_of(key)[0])
+        if pipeline is not None:
+            pipeline.ticks["/".join(key.split("/")[2:])] = at_ms
+            self._touch("projects", pipeline.name)
 
     def _wrong_target(self, ports: list[tuple[Port, int]], from_source: bool) -> tuple[str] | None:
         for port, _ in ports:
@@ -574,6 +582,7 @@ class State(Deployments):
         pipeline.run += 1
         pipeline.state = "running"
         pipeline.params = message.fields["params"]
+        pipeline.ticks = {}
         pipeline.started_ms, pipeline.done_ms = context.at_ms, 0
         self._touch("projects", pipeline.name)
         self._maybe_done(pipeline.name, context)

@@ -38,6 +38,7 @@ class RowedState:
         self.accepted: set[str] = set()  # clusters of this one's name that were told that they may dissolve into it
         self.moved_to: str | None = None  # the cluster that this one has dissolved into
         self.source_intervals_ns: dict[str, int] = {}  # by pipeline and source, of those with a rate
+        self.ticking: dict[str, list[dict[str, Any]]] = {}  # by pipeline the sources with every_s
         self._dirty: dict[str, set[Any]] = {}
         self._removed_chunks: set[tuple[str, int]] = set()
         self._removed_queues: set[str] = set()
@@ -88,6 +89,7 @@ class RowedState:
             queue = self.queue(pipeline.full(record["name"]), pipeline.first_id)
             queue.maxsize, queue.bytes_max = record["maxsize"], record["bytes_max"]
             queue.read_by, queue.results = record["read_by"] or queue.read_by, record["results"]
+        self.ticking[pipeline.name] = [stage for stage in pipeline.sources if stage["every_s"] is not None]
         for name in [name for name in self.source_intervals_ns if name.startswith(f"{pipeline.name}/")]:
             del self.source_intervals_ns[name]
         for stage in [stage for manifest in pipeline.manifests for stage in manifest["stages"]]:

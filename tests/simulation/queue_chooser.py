@@ -350,7 +350,8 @@ class Chooser:
         return [*ends, *again, start, *again]
 
     def _a_deploy(self) -> list[Message]:
-        messages = deployment(self.random.choice(["v1", "v2", "v3", "w1"]))
+        again = [p.version for p in self.model.pipelines.values() if p.rolling and p.rolling["nodes"]]
+        messages = deployment(self.random.choice([*again * 2, "v1", "v2", "v3", "w1"]))
         return self.random.choice([messages] * 8 + [messages[1:], messages[:1]])
 
     def _a_roll(self) -> list[Message]:

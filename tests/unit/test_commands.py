@@ -277,7 +277,7 @@ def test_a_gap_in_the_gateway_is_noticed(gap: str, monkeypatch: pytest.MonkeyPat
         if getattr(check, "__name__", "") == gap:
             monkeypatch.setitem(commands._INSIDE, name, lambda value: True)
     with pytest.raises(Exception):  # noqa: B017 - whatever apply makes of nonsense; without the gap there is nothing
-        for seed in range(200):
+        for seed in range(400):
             try_damaged_commands(Random(seed))
 
 

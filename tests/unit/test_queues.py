@@ -6,7 +6,7 @@ That the rules hold together is `property/test_queue_machine.py`'s affair.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import Fence
 from p2pcluster.core.records import Outcome, QueueState
-from tests.simulation.queue_model import beginning, deployment, entry_body, source_key, values_of
+from tests.simulation.queue_model import MANIFESTS, beginning, deployment, entry_body, source_key, values_of
 
 FENCE, OTHER = Fence("n1", "b1", 1), Fence("n2", "b9", 1)
 ERROR = {"type": "ValueError", "text": "no", "traceback": None}
@@ -49,9 +49,12 @@ class Log:
         return self.one(commands.take(queue, ranges or [(1, 1000)], fence))
 
     def done(
-        self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False
+        self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False, fence: Fence | None = None, parts: int = 0
     ) -> tuple[str, dict[str, Any]]:
-        return self.one(commands.done(queue, ranges, ports, whole))
+        return self.one(commands.done(queue, ranges, ports, whole, None if fence is None else [fence] * len(ranges), parts))
+
+    def part(self, queue: str, item_id: int, number: int, ports: Sequence[Port], fence: Fence = FENCE) -> tuple[str, dict[str, Any]]:
+        return self.one(commands.part(queue, item_id, fence, number, ports))
 
     def fail(self, queue: str, item_id: int, fence: Fence = FENCE) -> tuple[str, dict[str, Any]]:
         return self.one(commands.fail(queue, item_id, fence, ERROR, 50))
@@ -191,10 +194,10 @@ def test_a_batch_of_which_a_part_is_done_is_refused_and_goes_back(log: Log) -> N
     log.put("p/in", b"1", b"2", b"3")
     log.take("p/in")
     log.done("p/in", (2, 3))
-    assert log.done("p/in", (1, 4), ports=[port(["p/last.results"], b"sum")], whole=True) == (
-        "refused",
-        {"code": "divided"},
-    )
+    batch = {"ports": [port(["p/last.results"], b"sum")], "whole": True}
+    assert log.done("p/in", (1, 4), **batch, fence=OTHER) == ("refused", {"code": "divided"})
+    assert not log.queue("p/in").ready, "who has lost an item does not give it back"
+    assert log.done("p/in", (1, 4), **batch, fence=FENCE) == ("refused", {"code": "divided"})
     assert list(log.queue("p/in").ready) == [(1, 2), (3, 4)]
     assert log.values("p/last.results") == []
     assert log.queue("p/in").deliveries == {}
@@ -204,6 +207,92 @@ def test_a_whole_batch_has_as_many_outputs_as_it_likes(log: Log) -> None:
     log.put("p/in", b"1", b"2", b"3")
     assert log.done("p/in", (1, 4), ports=[port(["p/last.results"], b"sum")], whole=True) == ("ok", {"count": 3})
     assert log.values("p/last.results") == [b"sum"]
+
+
+def test_outputs_in_parts_are_there_at_once_with_done(log: Log) -> None:
+    log.put("p/in", b"1")
+    log.take("p/in")
+    results = ["p/last.results"]
+    assert log.part("p/in", 1, 0, [port(results, b"a", b"b")]) == ("ok", {"parts": 1})
+    assert log.part("p/in", 1, 1, [port(results, b"c")]) == ("ok", {"parts": 2})
+    assert (log.values("p/last.results"), log.queue("p/last.results").put) == ([], 0)
+    assert log.queue("p/last.results").room_taken == 3
+    assert log.done("p/in", (1, 2), ports=[port(results, b"d")], whole=True, fence=FENCE, parts=2) == ("ok", {"count": 1})
+    assert (log.values("p/last.results"), log.queue("p/last.results").put) == ([b"a", b"b", b"c", b"d"], 4)
+
+
+def _is_released(log: Log) -> None:
+    log.one(commands.release("p/in", [(1, 2)], FENCE))
+
+
+def _fails(log: Log) -> None:
+    log.fail("p/in", 1)
+
+
+def _is_of_a_session_that_ends(log: Log) -> None:
+    log.say(commands.session_end(FENCE.node, FENCE.boot, None, ERROR, 5))
+
+
+def _is_done_by_somebody_else(log: Log) -> None:
+    log.done("p/in", (1, 2))
+
+
+def _is_discarded(log: Log) -> None:
+    log.about("discard", "p/in")
+
+
+def _begins_anew(log: Log) -> None:
+    log.part("p/in", 1, 0, [port(["p/d"], b"x")])
+
+
+def _is_a_batch_that_was_divided(log: Log) -> None:
+    log.put("p/in", b"2")
+    log.done("p/in", (2, 3))
+    assert log.done("p/in", (1, 3), whole=True, fence=FENCE, parts=1) == ("refused", {"code": "divided"})
+
+
+@pytest.mark.parametrize("what_happens", [
+    _is_released, _fails, _is_of_a_session_that_ends, _is_done_by_somebody_else, _is_discarded, _begins_anew, _is_a_batch_that_was_divided])
+def test_parts_vanish_when_their_item(log: Log, what_happens: Callable[[Log], None]) -> None:
+    log.put("p/in", b"1")
+    log.take("p/in")
+    log.part("p/in", 1, 0, [port(["p/last.results"], b"a", b"b")])
+    what_happens(log)
+    results = log.queue("p/last.results")
+    assert (results.next_id, results.put, results.room_taken, len(results.chunks), results.open_bytes) == (3, 0, 0, 0, 0)
+    answer = log.done("p/in", (1, 2), ports=[port(["p/last.results"], b"c")], whole=True, fence=FENCE, parts=1)
+    assert answer in [("refused", {"code": "stale_fence"}), ("already", {"count": 0}), ("ok", {"count": 1})]
+    assert b"a" not in log.values("p/last.results")
+
+
+def test_parts_count_under_their_fence_alone_and_in_their_order(log: Log) -> None:
+    log.put("p/in", b"1")
+    log.take("p/in")
+    ports = [port(["p/last.results"], b"a")]
+    assert log.part("p/in", 1, 0, ports, OTHER) == ("refused", {"code": "stale_fence"})
+    assert log.part("p/in", 1, 1, ports) == ("refused", {"code": "sequence", "parts": 0})
+    log.part("p/in", 1, 0, ports)
+    log.part("p/in", 1, 1, ports)
+    assert log.part("p/in", 1, 1, ports) == ("already", {"parts": 2})
+    assert log.done("p/in", (1, 2), whole=True, fence=OTHER, parts=2) == ("refused", {"code": "stale_fence"})
+    assert log.done("p/in", (1, 2), whole=True, fence=FENCE, parts=3) == ("refused", {"code": "parts_missing"})
+    assert list(log.queue("p/in").ready) == [(1, 2)], "what its holder cannot finish goes back"
+
+
+def test_items_that_ran_together_when_their_machine_died_are_counted_and_not_parked(log: Log) -> None:
+    log.put("p/in", b"1", b"2", b"3")  # a stage without retries reads it
+    log.take("p/in")
+    log.say(commands.session_end(FENCE.node, FENCE.boot, {"p/in": [[1, 3], 3]}, ERROR, 5))
+    assert (log.queue("p/in").deliveries, list(log.queue("p/in").parked)) == ({1: 1, 2: 1}, [3])
+
+
+def test_a_key_is_forgotten_when_it_is_old(log: Log) -> None:
+    log.put("p/in", b"1", b"2", keys=["a", "b"])
+    before_ms = log.at_ms + 1
+    log.put("p/in", b"3", keys=["c"])
+    forget = Message("forget_keys", {"queue": "p/in", "before_ms": before_ms})
+    assert [log.one(forget), log.one(forget)] == [("ok", {"count": 2}), ("already", {"count": 0})]
+    assert log.put("p/in", b"1", b"3", keys=["a", "c"])[1]["added"] == 1
 
 
 @pytest.mark.parametrize("state", ["ready", "leased to another", "delayed"])
@@ -413,6 +502,13 @@ def test_a_source_puts_only_once_it_is_assigned(log: Log) -> None:
     assert log.one(source_put(1, 1, b"x")) == ("refused", {"code": "unknown_producer"})
 
 
+def test_a_source_that_has_ended_puts_nothing_more(log: Log) -> None:
+    log.say(assign(), source_put(1, 1, b"x"), source_put(1, 2, finished=True))
+    assert log.one(source_put(1, 2, finished=True)) == ("already", {"seq": 2})
+    assert log.one(source_put(1, 3, b"late")) == ("refused", {"code": "finished", "seq": 2})
+    assert log.values("p/a") == [b"x"]
+
+
 def test_a_closed_source_is_cut_off_and_finished(log: Log) -> None:
     log.say(assign(), Message("close", {"pipeline": "p", "name": "gen"}))
     assert log.one(source_put(1, 1, b"x")) == ("refused", {"code": "stale_epoch", "epoch": 2})
@@ -487,15 +583,29 @@ def test_the_next_run_begins_anew_and_keeps_what_is_parked(log: Log) -> None:
     assert log.put("p/in", b"again")[0] == "ok", "the queue is open again"
 
 
+def roll_out(log: Log, version: str) -> None:
+    """A new version, to its end."""
+    number = log.say(*deployment(version))[-1].fields["rollout"]
+    log.say(Message("roll", {"pipeline": "p", "rollout": number, "node": "n1"}), Message("rolled_out", {"pipeline": "p", "rollout": number}))
+
+
+def rolling(log: Log) -> dict[str, Any]:
+    """What names the roll-out that is under way."""
+    rollout = log.state.pipelines["p"].rollout
+    assert rollout is not None
+    return {"pipeline": "p", "rollout": rollout.number}
+
+
+FAILURE = {"node": "host", "stage": "left", "text": "does not start: No module named 'nowhere'"}
+
+
 def test_a_new_version_keeps_items_and_the_last_two_versions(log: Log) -> None:
     log.put("p/d", b"kept")
-    log.say(*deployment("v2"))
+    roll_out(log, "v2")
     assert log.state.pipelines["p"].previous == ["v1"]
     assert log.values("p/d") == [b"kept"]
     assert (log.state.bundle_parts("v1"), log.state.bundle_parts("v2")) != (None, None)
-    third = deployment("v2")
-    third = [m._replace(fields={**m.fields, "version": "v3"}) for m in third]
-    log.say(*third)
+    roll_out(log, "v3")
     assert log.state.pipelines["p"].previous == ["v2", "v1"]
     assert log.state.bundle_parts("v1") is None
     assert log.state.bundle_parts("v2") is not None
@@ -504,15 +614,165 @@ def test_a_new_version_keeps_items_and_the_last_two_versions(log: Log) -> None:
 
 def test_a_queue_that_the_new_version_does_not_name_is_nobodys(log: Log) -> None:
     """As after a start, when only the current version's manifest is known."""
-    log.say(*deployment("v2"))
+    roll_out(log, "v2")
     queue = log.queue("p/last.results")
     assert (queue.read_by, queue.results, queue.maxsize, queue.bytes_max) == (None, False, None, None)
     assert log.queue("p/kept.results").results
 
 
 def test_the_same_version_again_changes_nothing_that_counts(log: Log) -> None:
-    assert log.say(*deployment("v1"))[-1].fields == {"run": 1, "state": "running"}
+    assert log.say(*deployment("v1"))[-1].fields == {"run": 1, "state": "running", "rollout": None}
     assert log.state.pipelines["p"].previous == []
+
+
+def test_a_version_goes_over_the_nodes_one_by_one_and_the_others_run_the_former_one(log: Log) -> None:
+    log.say(*deployment("v2"))
+    pipeline = log.state.pipelines["p"]
+    assert (pipeline.version, pipeline.version_on("n1"), pipeline.on("n1").manifest) == ("v2", "v1", MANIFESTS["v1"])
+    assert log.one(Message("roll", {**rolling(log), "node": "n1"})) == ("ok", {"nodes": 1})
+    assert log.one(Message("roll", {**rolling(log), "node": "n1"})) == ("already", {})
+    assert (pipeline.version_on("n1"), pipeline.version_on("n2")) == ("v2", "v1")
+    assert log.one(Message("rolled_out", rolling(log))) == ("ok", {})
+    pipeline = log.state.pipelines["p"]
+    assert (pipeline.version_on("n2"), pipeline.rolled) == ("v2", {"version": "v2", "nodes": 1, "failure": None})
+
+
+def test_while_a_version_is_rolled_out_queues_of_both_have_their_readers(log: Log) -> None:
+    log.say(*deployment("v3"))
+    assert (log.queue("p/a").read_by, log.queue("p/d").read_by) == ("right", "watch"), "as the new version says"
+    assert (log.queue("p/b").read_by, log.queue("p/last.results").results) == ("right", True), "as the former one does, alone"
+    log.say(Message("rolled_out", rolling(log)))
+    assert (log.queue("p/b").read_by, log.queue("p/last.results").results) == (None, False)
+
+
+def test_a_version_that_does_not_start_goes_back_with_what_came_with_it(log: Log) -> None:
+    roll_out(log, "v2")
+    before = log.state.pipelines["p"]
+    log.say(*deployment("v3"))
+    log.say(Message("roll", {**rolling(log), "node": "n1"}))
+    assert log.one(Message("roll_back", {**rolling(log), "failure": FAILURE})) == ("ok", {})
+    after = log.state.pipelines["p"]
+    assert (after.release, after.previous, after.rollout) == (before.release, ["v1"], None)
+    assert after.rolled == {"version": "v3", "nodes": 1, "failure": FAILURE}
+    assert (log.state.bundle_parts("v3"), log.state.bundle_parts("v2") is None, log.queue("p/d").read_by) == (None, False, None)
+    assert log.say(*deployment("v3"))[-1].result == "ok", "it may be tried again"
+    assert log.state.pipelines["p"].rolled is None
+
+
+def test_what_was_decided_about_another_roll_out_does_nothing(log: Log) -> None:
+    log.say(*deployment("v2"))
+    late = rolling(log)
+    log.say(*deployment("v3"))
+    for kind, more in (("roll", {"node": "n1"}), ("rolled_out", {}), ("roll_back", {"failure": FAILURE})):
+        assert log.one(Message(kind, {**late, **more})) == ("already", {})
+    assert log.state.pipelines["p"].version == "v3"
+
+
+def test_a_version_takes_the_place_of_one_that_is_still_rolled_out(log: Log) -> None:
+    """Whoever has the middle one goes back to what ran before it, until it is his turn."""
+    log.say(*deployment("v2"))
+    log.say(Message("roll", {**rolling(log), "node": "n1"}))
+    log.say(*deployment("v3"))
+    pipeline = log.state.pipelines["p"]
+    assert (pipeline.version_on("n1"), pipeline.previous, log.state.bundle_parts("v2")) == ("v1", ["v1"], None)
+    log.say(*deployment("v1"))
+    pipeline = log.state.pipelines["p"]
+    assert (pipeline.version_on("n1"), pipeline.rollout, pipeline.previous) == ("v1", None, []), "all have run that, and nothing is to be tried"
+
+
+def test_a_deployment_that_is_said_again_goes_on_where_it_was(log: Log) -> None:
+    log.say(*deployment("v2"))
+    log.say(Message("roll", {**rolling(log), "node": "n1"}))
+    before = log.state.pipelines["p"].rollout
+    assert log.say(*deployment("v2"))[-1].fields["rollout"] == rolling(log)["rollout"]
+    assert log.state.pipelines["p"].rollout == before
+    log.say(Message("rolled_out", rolling(log)))
+    assert log.say(*deployment("v2"))[-1].fields["rollout"] is None
+    assert log.state.pipelines["p"].rolled == {"version": "v2", "nodes": 1, "failure": None}
+
+
+def test_without_a_run_there_is_nothing_to_roll_out(log: Log) -> None:
+    log.say(Message("close", {"pipeline": "w", "name": "x"}))
+    assert log.state.pipelines["w"].state == "done"
+    other = deployment("w1")
+    other = [message._replace(fields={**message.fields, "version": "w2"}) for message in other]
+    assert log.say(*other)[-1].fields == {"run": 1, "state": "done", "rollout": None}
+    assert (log.state.pipelines["w"].version, log.state.pipelines["w"].previous) == ("w2", ["w1"])
+
+
+def test_parts_that_are_on_their_way_outlast_the_deployment_of_others(log: Log) -> None:
+    (first, second, deploy) = deployment("v2")
+    log.say(first, *deployment("w1"))
+    assert log.state.uploads() == {"v2": 1}
+    assert log.say(second, deploy)[-1].result == "ok"
+    assert log.state.uploads() == {}
+
+
+def test_parts_that_nobody_went_on_with_are_forgotten_when_the_leader_says_so(log: Log) -> None:
+    log.say(deployment("v2")[0])
+    assert log.one(Message("forget_uploads", {"versions": ["v2", "v1", "nothing"]})) == ("ok", {"count": 1})
+    assert log.one(Message("forget_uploads", {"versions": ["v2"]})) == ("already", {"count": 0})
+    assert log.state.bundle_parts("v1") is not None
+
+
+# --- The end of a pipeline -------------------------------------------------------------------------------------------
+
+
+def undeploy(log: Log, pipeline: str = "p", discard: bool = False) -> tuple[str, dict[str, Any]]:
+    return log.one(Message("undeploy", {"pipeline": pipeline, "discard": discard}))
+
+
+def test_a_pipeline_with_items_is_not_undeployed_unless_told(log: Log) -> None:
+    log.put("p/in", b"1", b"2", b"3")
+    log.take("p/in", (1, 3))
+    log.fail("p/in", 1)
+    log.done("p/in", (2, 3), ports=[port(["p/last.results"], b"kept")])
+    assert undeploy(log) == ("refused", {"code": "items_remain", "open": 2, "parked": 1})
+    assert undeploy(log, discard=True) == ("ok", {"open": 2, "parked": 1})
+    assert undeploy(log) == ("already", {})
+
+
+def test_of_an_undeployed_pipeline_nothing_is_left_and_others_do_not_notice(log: Log) -> None:
+    log.put("w/x", b"of the other")
+    log.put("p/in", b"1", keys=["k"])
+    log.say(assign())
+    assert undeploy(log, discard=True)[0] == "ok"
+    state = log.state
+    assert (list(state.queues), list(state.pipelines)) == (["w/x"], ["w"])
+    assert not [key for key in state.producers if key.startswith("source:")]
+    assert (state.bundle_parts("v1"), state.bundle_parts("w1") is None) == (None, False)
+    assert log.values("w/x") == [b"of the other"]
+    assert state.body_memory_bytes == len(b"of the other")
+    assert undeploy(log, "w") == ("refused", {"code": "items_remain", "open": 1, "parked": 0})
+
+
+def test_ids_and_runs_of_an_undeployed_pipeline_are_never_used_again(log: Log) -> None:
+    """Somebody who was away meanwhile may still say what he did with them."""
+    log.put("p/in", b"1", b"2")
+    log.take("p/in", (1, 3))
+    undeploy(log, discard=True)
+    log.say(*deployment("v1"), Message("start_run", {"pipeline": "p", "params": None}))
+    log.put("p/in", b"new")
+    assert (log.values("p/in"), log.queue("p/in").next_id, log.state.pipelines["p"].run) == ([b"new"], 4, 2)
+    assert log.done("p/in", (1, 3)) == ("already", {"count": 0})
+    assert log.values("p/in") == [b"new"]
+
+
+def test_rows_of_an_undeployed_pipeline_go_and_come_back_with_the_next_of_its_name(log: Log) -> None:
+    log.put("p/in", b"1", keys=["k"])
+    log.take("p/in", (1, 2))
+    log.fail("p/in", 1)
+    log.state.rows_changed()
+    log.state.rows_written()
+    undeploy(log, discard=True)
+    rows = log.state.rows_changed()
+    tables = ("queues", "chunks", "leases", "keys", "parked", "parts")
+    assert all(rows[table][("p/in",)] is None for table in tables)
+    assert rows["projects"] == {("p",): ("", 1, "ended", 0, 0, 0, '{"first_id": 2}')}
+    log.say(*deployment("v1"))
+    rows = log.state.rows_changed()
+    assert (rows["queues"][("p/in",)], rows["chunks"][("p/in",)]) == ((2, 0, 0, 0), None)
+    assert log.state.all_rows()["queues"][("p/in",)] == (2, 0, 0, 0)
 
 
 # --- Order, time, hashes ---------------------------------------------------------------------------------------------
