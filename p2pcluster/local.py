@@ -35,7 +35,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
 from p2pcluster.errors import ClusterError, WrongUsage
 from p2pcluster.values import DECODERS
-from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, refuse_what_cannot_run
+from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, refuse_what_cannot_run, source_runner
 
 _BATCH = 100  # values that a source puts at a time
 _STEP_MS = 10  # the clock's step while nothing happens
@@ -138,7 +138,7 @@ class _Source:
         stage = run.pipeline.stages[spec.stage]
         with contexts.active(self._context):
             function = run.stack.enter_context(callable_of(stage))
-        self._runner = SourceRunner(record, run.queues, lambda arguments: function(**arguments), stage.is_generator, self._say)
+        self._runner = source_runner(record, run.queues, function, stage.is_generator, self._say, self._context)
 
     def on_message(self, message: Message) -> None:
         with contexts.active(self._context):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import mmap
@@ -26,13 +27,14 @@ import threading
 import time
 import traceback
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from p2pcluster import config
+from p2pcluster import config, output
 from p2pcluster.core import context as contexts
 from p2pcluster.core.codec import Buffer, FrameReader, Message, decode, encode, frame
 from p2pcluster.core.commands import lengths_blob, lengths_of
@@ -45,11 +47,12 @@ from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
 _STRIDE_MAX = 16  # items between two looks at the clock
-OUTPUTS_BYTES_MAX = 2 * config.VALUE_BYTES_MAX  # of one item: they travel in one message, which a frame has to hold
 _LARGE_BYTES = 4096  # values above this are counted towards a batch's bytes; `WORK_ITEMS_MAX` of those below it fit anyway
 REPORT_INTERVAL_NS = 10_000_000  # results of a piece of work that takes longer than it was cut for go ahead after this
 _SPECIAL = frozenset({type(DROP), To, At})
+TICK_BYTES_MAX = 2 * config.VALUE_BYTES_MAX  # of what one tick emits: it travels in one message too
 _NOTHING = object()
+_ENDED = object()
 
 
 # ---- the socket
@@ -161,8 +164,46 @@ class Recalls:
             say(work.limit)
 
 
+class ItemLost(Exception):
+    """What the item emitted was refused, because it is somebody else's by now: whoever has it runs it again."""
+
+
+class Ahead:
+    """The parts of what an item emits that go ahead of its report, which several answers may be out for. For any thread."""
+
+    def __init__(self, item_id: int | None) -> None:
+        self.item_id = item_id
+        self.sent = 0
+        self._answered = 0
+        self._is_lost = False
+        self._lock = threading.Condition()
+
+    def on_ack(self, is_kept: bool) -> None:
+        with self._lock:
+            self._answered += 1
+            self._is_lost = self._is_lost or not is_kept
+            self._lock.notify_all()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may go. Raises `ItemLost`."""
+        if self._is_lost:
+            raise ItemLost
+        return self.sent - self._answered < config.PARTS_IN_FLIGHT
+
+    def wait_for_room(self) -> None:
+        with self._lock:
+            while not self.has_room:
+                self._lock.wait()
+
+
 class StageRunner:
-    """Runs one stage: work in, reports out. The function is any callable of one value."""
+    """Runs one stage: work in, reports out. The function is any callable of one value.
+
+    `waits_for_parts`: whether parts of what an item emits go ahead only as fast as they are taken in.
+    """
+
+    waits_for_parts = True
 
     def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]], function: Callable[[Any], Any], is_generator: bool,
                  context: contexts.Context, position: memoryview, send: Callable[[Message], None]) -> None:
@@ -174,8 +215,9 @@ class StageRunner:
         self._decode = DECODERS[queues[stage["reads"]]["codec"]]
         self._ports = _Ports(stage, queues)
         self._encode = self._ports.encoders[0] if self._ports.encoders else _no_value
-        # None: every call's result needs a look, because it emits what it yields
-        self._special = None if is_generator else _SPECIAL
+        # None: every call's result needs a look, because it emits what it yields, or in more than one form
+        self._special = None if is_generator or self._ports.has_forms else _SPECIAL
+        self._ahead: Ahead | None = None
         self._lock = threading.Lock()
         self._results: list[Any] = []
         self._large_bytes = 0
@@ -206,7 +248,11 @@ class StageRunner:
             try:
                 returned = call(decode_value(body))
                 if special is None or type(returned) in special:
-                    results.append(self._emitted(returned))
+                    emitted = self._emitted(returned)
+                    if self._ahead is None:
+                        results.append(emitted)
+                    else:
+                        self._report_whole(work, 1, emitted)
                 else:
                     encoded = encode_value(returned)
                     if len(encoded) > _LARGE_BYTES:
@@ -215,7 +261,8 @@ class StageRunner:
                     results.append(encoded)
             except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
                 self.report()
-                self._report_failure(work, error if returned is _NOTHING else as_refusal(returned, error))
+                self._ahead = None
+                self._report_failure(work, error if returned is _NOTHING or self._special is None else as_refusal(returned, error))
             if at >= look_at or self._large_bytes > config.WORK_BYTES_MAX:
                 look_at = at + pace.look()
                 if pace.is_due or self._large_bytes > config.WORK_BYTES_MAX:
@@ -224,24 +271,54 @@ class StageRunner:
         context.put_key, context.delivery = None, 1
         self.report()
 
-    def _emitted(self, returned: Any) -> Any:
-        """What a call emits that is not simply one value: a list of (port, bytes)."""
+    def _emitted(self, returned: Any) -> list[tuple[int, bytes]]:
+        """What a call emits that is not simply one value."""
         if self._is_generator:
             return self._collected(returned)
-        return [] if returned is DROP else [self._ports.encode(returned)]
+        return [] if returned is DROP else self._ports.encode_each(returned)
 
     def _collected(self, yielded: Any) -> list[tuple[int, bytes]]:
-        bodies = []
+        """What is emitted value by value, less what goes ahead because it is too much for one message."""
+        bodies: list[tuple[int, bytes]] = []
         size = 0
         for value in yielded:
             if value is DROP:
                 continue
-            bodies.append(self._ports.encode(value))
-            size += len(bodies[-1][1])
-            if size > OUTPUTS_BYTES_MAX:
-                raise ValueRefused(f"one item emits more than {OUTPUTS_BYTES_MAX >> 20} MiB: put the data in files and emit their paths")
+            found = self._ports.encode_each(value)
+            bodies += found
+            size += sum(len(body) for _, body in found)
+            if size > config.OUTPUT_PART_BYTES or len(bodies) >= config.OUTPUT_PART_ITEMS:
+                self._send_ahead(bodies)
+                bodies, size = [], 0
         self._large_bytes += size
         return bodies
+
+    def _send_ahead(self, bodies: list[tuple[int, bytes]]) -> None:
+        assert self._work is not None, "an item runs"
+        if self._ahead is None:
+            self.report()  # reports are in the items' order
+            self._ahead = Ahead(self._context.item_id)
+        if self.waits_for_parts:
+            self._ahead.wait_for_room()
+        self._send(self._ports.part(self._work.number, self._ahead.sent, bodies))
+        self._ahead.sent += 1
+
+    def on_part_ack(self, item_id: int, is_kept: bool) -> None:
+        """A part is in the log, or was refused. For any thread."""
+        ahead = self._ahead
+        if ahead is not None and ahead.item_id == item_id:
+            ahead.on_ack(is_kept)
+
+    def _report_whole(self, work: Work, count: int, bodies: list[tuple[int, bytes]]) -> None:
+        """What cannot be told apart: the rest of what went ahead in parts, or what a batch emitted."""
+        ports, blobs = self._ports.pack_together(bodies)
+        now_ns = time.monotonic_ns()
+        elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
+        fields = {"work": work.number, "count": count, "elapsed_us": elapsed_us, "ports": ports}
+        if bodies or self._ahead is not None:
+            fields |= {"whole": True, "parts": self._ahead.sent if self._ahead is not None else 0}
+        self._ahead = None
+        self._send(Message("done", fields, tuple(blobs)))
 
     def report(self) -> None:
         """Tell the node what is finished so far. For any thread."""
@@ -273,6 +350,9 @@ class StageRunner:
     def _report_failure(self, work: Work, error: BaseException) -> None:
         now_ns = time.monotonic_ns()
         elapsed_us, self._since_ns = (now_ns - self._since_ns) / 1000, now_ns
+        if isinstance(error, ItemLost):
+            self._send(Message("lost", {"work": work.number, "count": 1}))
+            return
         self._send(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))
 
 
@@ -293,10 +373,8 @@ def first_refused(results: list[Any]) -> tuple[int, ValueRefused] | None:
 
 
 def _bodies_of(result: Any) -> list[bytes]:
-    """The bytes of a result: of one value, of a source's (port, bytes), or of a stage's list of those."""
-    if type(result) is bytes:
-        return [result]
-    return [body for _, body in ([result] if type(result) is tuple else result)]
+    """The bytes of a result: of one value, or of a list of (port, bytes)."""
+    return [result] if type(result) is bytes else [body for _, body in result]
 
 
 class _Pace:
@@ -329,26 +407,49 @@ class _Ports:
     """Where values leave, and how they become bytes."""
 
     def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]]) -> None:
-        self.labels = {port["label"]: number for number, port in enumerate(stage["ports"])}
+        self.labels: dict[str | None, list[int]] = {}
+        for number, port in enumerate(stage["ports"]):  # of one label there are several where its queues differ in their codec
+            self.labels.setdefault(port["label"], []).append(number)
+        self.has_forms = any(len(numbers) > 1 for numbers in self.labels.values())
+        self._first = next(iter(self.labels.values()), [])
         self._name = stage["name"]
         self.encoders = [ENCODERS[queues[port["queues"][0]]["codec"]] for port in stage["ports"]]
 
-    def encode(self, value: Any) -> tuple[int, bytes]:
-        """A value and the number of the port that it takes."""
-        port = 0
+    def encode_each(self, value: Any) -> list[tuple[int, bytes]]:
+        """The numbers of the ports that a value takes, with its bytes for each."""
+        numbers = self._first
         if isinstance(value, To):
             found = self.labels.get(value.label)
             if found is None:
                 raise ValueRefused(f"stage {self._name!r} has no route {value.label!r}; it has {', '.join(map(repr, self.labels))}")
-            port, value = found, value.value
-        if not self.encoders:
-            return 0, b""
+            numbers, value = found, value.value
+        return [(number, self._encode(number, value)) for number in numbers]
+
+    def _encode(self, number: int, value: Any) -> bytes:
         try:
-            body = self.encoders[port](value)
+            body = self.encoders[number](value)
         except Exception as error:
             raise as_refusal(value, error) from error
         check_value(body)
-        return port, body
+        return body
+
+    def pack_together(self, bodies: list[tuple[int, bytes]]) -> tuple[list[dict[str, Any]], list[Buffer]]:
+        """The ports and blobs of values that are not told apart by their inputs. Raises `ValueRefused`."""
+        ports: list[dict[str, Any]] = []
+        blobs: list[Buffer] = []
+        for number in sorted({number for number, _ in bodies}):
+            found = [body for port, body in bodies if port == number]
+            ports.append({"port": number})
+            blobs += [lengths_blob(map(len, found)), b"".join(found)]
+            if b"__main__" in blobs[-1]:
+                for body in found:
+                    check_value(body)
+        return ports, blobs
+
+    def part(self, work: int, number: int, bodies: list[tuple[int, bytes]]) -> Message:
+        """The message for some of what an item emits."""
+        ports, blobs = self.pack_together(bodies)
+        return Message("part", {"work": work, "part": number, "ports": ports}, tuple(blobs))
 
     def pack(self, results: list[Any]) -> tuple[list[dict[str, Any]], list[Buffer]]:
         """The ports and blobs of a report: one entry of `results` for each input."""
@@ -388,7 +489,7 @@ class SourceRunner:
         if stage["rate"] is not None:  # what is on its way when the node stops is taken in at once: no more than the rate lets through together
             self._batch_max, self._in_flight_max = min(self._batch_max, burst_of(interval_ns_of(stage["rate"]))), 1
         self._lock = threading.Condition()
-        self._buffer: list[Any] = []  # of each value its bytes, for the first port, or (port, bytes)
+        self._buffer: list[Any] = []  # of each value its bytes, for the first port, or a list of (port, bytes)
         self._large_bytes = 0
         self._is_plain = len(stage["ports"]) == 1 and not stage["resumable"]
         self._cursor: bytes | None = None
@@ -419,14 +520,17 @@ class SourceRunner:
 
     def values(self, shard: int) -> Iterator[Any]:
         """What one shard emits, from its start, as the user's function gives it."""
-        arguments: dict[str, Any] = {"cursor": None} if self._stage["resumable"] else {}
+        return self._values(self._arguments(shard, None))
+
+    def _arguments(self, shard: int, cursor: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"cursor": cursor} if self._stage["resumable"] else {}
         if self._stage["sharded"]:
             arguments |= {"shard": shard, "shards": int(self._stage["processes"])}
-        return self._values(arguments)
+        return arguments
 
     def put_values(self, values: list[Any], finished: bool) -> None:
         """Put these values as one batch."""
-        self._put([self._ports.encode(value) for value in values if value is not DROP], finished)
+        self._put([self._ports.encode_each(value) for value in values if value is not DROP], finished)
 
     def run(self, begin: Message) -> None:
         """To the source's end. Raises what the user's code raises, after what it emitted before was put."""
@@ -434,11 +538,7 @@ class SourceRunner:
         self._seq = self._acked = fields["seq"]
         self._count = fields["count"]
         threading.Thread(target=self._flush_late, daemon=True).start()
-        arguments: dict[str, Any] = {}
-        if self._stage["resumable"]:
-            arguments["cursor"] = pickle.loads(begin.blobs[0]) if begin.blobs else None
-        if self._stage["sharded"]:
-            arguments |= {"shard": fields["shard"], "shards": int(self._stage["processes"])}
+        arguments = self._arguments(fields["shard"], pickle.loads(begin.blobs[0]) if begin.blobs else None)
         try:
             ended = self._wait_while_paused() and self._emit_all(arguments, fields["count"], fields["hash"])
         except BaseException:
@@ -517,7 +617,7 @@ class SourceRunner:
             if value is _calls:
                 return None
             if value is not DROP:
-                self._hash.update(self._ports.encode(value)[1])
+                self._hash.update(b"".join(body for _, body in self._ports.encode_each(value)))
                 left -= 1
         return self._hash.hexdigest()
 
@@ -525,12 +625,12 @@ class SourceRunner:
         cursor: bytes | None = None
         if isinstance(value, At):
             value, cursor = value.value, ENCODERS["pickle"](value.cursor)
-        elif self._stage["resumable"]:
+        elif self._stage["resumable"] and value is not DROP:
             raise ValueRefused(f"source {self._stage['name']!r} takes a cursor and yielded a value without one: yield At(value, cursor)")
         with self._lock:
             if value is not DROP:
-                self._buffer.append(self._ports.encode(value))
-                self._large_bytes += len(self._buffer[-1][1])
+                self._buffer.append(self._ports.encode_each(value))
+                self._large_bytes += sum(len(body) for _, body in self._buffer[-1])
             self._cursor = cursor if cursor is not None else self._cursor
 
     def _flush_now(self) -> None:
@@ -566,7 +666,7 @@ class SourceRunner:
             blobs += [lengths_blob(map(len, bodies)), b"".join(bodies)]
         return ports, blobs
 
-    def _put(self, taken: list[Any], finished: bool) -> None:
+    def _put(self, taken: list[Any], finished: bool, tick_ms: int | None = None) -> None:
         ports, blobs = self._pack(taken)
         refused = first_refused(taken) if any(b"__main__" in blob for blob in blobs) else None
         if refused is not None:
@@ -575,10 +675,12 @@ class SourceRunner:
             raise refused[1]
         self._seq += 1
         source: dict[str, Any] = {"finished": finished}
-        if self._is_generator and not self._stage["resumable"]:
+        if tick_ms is not None:
+            source["tick_ms"] = tick_ms
+        elif self._is_generator and not self._stage["resumable"]:
             self._count += len(taken)
             one_way = self._is_plain and len(blobs) == 2  # then the bytes stand in the blob as they were emitted
-            self._hash.update(blobs[1] if one_way else b"".join(body if type(body) is bytes else body[1] for body in taken))
+            self._hash.update(blobs[1] if one_way else b"".join(body for value in taken for body in _bodies_of(value)))
             source |= {"count": self._count, "hash": self._hash.hexdigest()}
         if self._cursor is not None:
             source["cursor"] = True
@@ -591,8 +693,8 @@ class SourceRunner:
             return {0: taken} if taken else {}
         found: dict[int, list[bytes]] = {}
         for entry in taken:
-            port, body = (0, entry) if type(entry) is bytes else entry
-            found.setdefault(port, []).append(body)
+            for port, body in [(0, entry)] if type(entry) is bytes else entry:
+                found.setdefault(port, []).append(body)
         return dict(sorted(found.items()))
 
     def _attend(self) -> bool:
@@ -627,6 +729,84 @@ class SourceRunner:
                 self._awake.clear()
 
 
+class TickRunner(SourceRunner):
+    """Runs one shard of a source with `every_s`: the function for each tick that the leader tells, and all that it emits for one in a single
+    put, which has the tick's number. A tick that another leader tells once more is not run again."""
+
+    def __init__(self, *arguments: Any, on_tick: Callable[[int], None]) -> None:
+        super().__init__(*arguments)
+        self._begins = on_tick
+        self._ticks: deque[tuple[int, int]] = deque()
+
+    def on_tick(self, number: int, at_ms: int) -> None:
+        with self._lock:
+            self._ticks.append((number, at_ms))
+            self._lock.notify_all()
+
+    def run(self, begin: Message) -> None:
+        """Until it is told to stop. Raises what the user's code raises; of that tick nothing was put, and it is run again."""
+        self._seq = begin.fields["seq"]
+        arguments = self._arguments(begin.fields["shard"], pickle.loads(begin.blobs[0]) if begin.blobs else None)
+        finished = False
+        while (tick := self._next_tick(finished)) is not None:
+            number, at_ms = tick
+            assert number == self._seq + 1, "a tick is told when what came of the one before is in the log"
+            self._begins(number)
+            for value in self._called(arguments):
+                if value is _ENDED:
+                    finished = True
+                else:
+                    self._emit(value)
+                if self._large_bytes > TICK_BYTES_MAX:
+                    raise ValueRefused(f"one tick emits more than {TICK_BYTES_MAX >> 20} MiB: put the data in files and emit their paths")
+            refused = first_refused(self._buffer)
+            if refused is not None:
+                raise refused[1]
+            self._put(self._buffer, finished, at_ms)
+            self._buffer, self._large_bytes = [], 0
+
+    def _next_tick(self, finished: bool) -> tuple[int, int] | None:
+        """None when it is told to stop, which whoever has ended waits for too."""
+        with self._lock:
+            while not self._stop:
+                while self._ticks and self._ticks[0][0] <= self._seq:
+                    self._ticks.popleft()
+                if self._ticks and not self._paused and not finished:
+                    return self._ticks.popleft()
+                self._lock.wait()
+        return None
+
+    def _called(self, arguments: dict[str, Any]) -> Iterator[Any]:
+        """What one call emits, and at last `_ENDED` where it is the source's end. The next call is told the last cursor."""
+        values = self._make(arguments) if self._is_generator else itertools.islice(_calls(lambda: self._make(arguments)), 1)
+        count = 0
+        for value in values:
+            count += 1
+            if isinstance(value, At):
+                arguments["cursor"] = value.cursor
+            yield value
+        if not count and not self._is_generator:
+            yield _ENDED
+
+    def _values(self, arguments: dict[str, Any]) -> Iterator[Any]:
+        """Tick upon tick, without waiting."""
+        for number in itertools.count(1):
+            self._begins(number)
+            for value in self._called(arguments):
+                if value is _ENDED:
+                    return
+                yield value
+
+
+def source_runner(record: dict[str, Any], queues: dict[str, dict[str, Any]], function: Callable[..., Any], is_generator: bool,
+                  send: Callable[[Message], None], context: contexts.Context) -> SourceRunner:
+    """The runner for a source, by what its record says."""
+    arguments = (record, queues, lambda given: function(**given), is_generator, send)
+    if record["every_s"] is None:
+        return SourceRunner(*arguments)
+    return TickRunner(*arguments, on_tick=lambda number: setattr(context, "item_id", number))
+
+
 def _calls(function: Callable[[], Any]) -> Iterator[Any]:
     while True:
         try:
@@ -642,12 +822,15 @@ def _calls(function: Callable[[], Any]) -> Iterator[Any]:
 class StageProcess:
     """One process from its first message to its end."""
 
-    def __init__(self, channel: Channel, position: memoryview) -> None:
+    def __init__(self, channel: Channel, position: memoryview, errors: output.Lines, in_hand: memoryview) -> None:
+        """`in_hand` has room for the ids of the items that this process may have in hand together."""
         self._channel = channel
         self._position = position
+        self._in_hand = in_hand
+        self._errors = errors
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._works: dict[int, Work] = {}
-        self._runner: StageRunner | None = None
+        self._runner: StageRunner | TaskRunner | None = None
         self._source: SourceRunner | None = None
         self._progress_s = 0.0
 
@@ -682,6 +865,11 @@ class StageProcess:
             self._inbox.put(message)
         elif message.kind == "recall":
             self._on_recall(message.fields["work"])
+        elif message.kind == "part_ack":
+            if self._runner is not None:
+                self._runner.on_part_ack(message.fields["item"], message.fields["is_kept"])
+        elif message.kind == "tick" and isinstance(self._source, TickRunner):
+            self._source.on_tick(message.fields["seq"], message.fields["at_ms"])
         elif message.kind == "ack" and self._source is not None:
             self._source.on_ack(message.fields["seq"])
         elif message.kind in ("pause", "resume") and self._source is not None:
@@ -700,6 +888,7 @@ class StageProcess:
 
     def _run_role(self, setup: dict[str, Any]) -> int:
         pipeline = load_pipeline(setup["folder"], setup["project"])
+        output.tag_logging(self._errors)
         context = contexts.Context(
             run=setup["run"], queue=None, stage=setup["stage"], node=setup["node"], params=setup["params"],
             out_dir=Path(setup["out_dir"]), log=logging.getLogger(setup["stage"]), on_progress=self._on_progress,
@@ -712,14 +901,21 @@ class StageProcess:
         stage = pipeline.stages[setup["stage"]]
         context.queue = stage.name if record["reads"] is None else record["reads"]
         context.queue = f"{pipeline.name}/{context.queue}"
+        if record["concurrency"] > 1:
+            return self._run_tasks(record, queues, stage, context)
         with contexts.active(context), callable_of(stage) as function:
             if record["kind"] == "source":
-                return self._run_source(record, queues, stage, function)
+                return self._run_source(record, queues, stage, function, context)
             return self._run_stage(record, queues, stage, function, context)
 
     def _run_stage(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any],
                    function: Callable[..., Any], context: contexts.Context) -> int:
-        self._runner = StageRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send)
+        if record["batch"] is None:
+            self._runner = StageRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send)
+        else:
+            from p2pcluster.together import BatchRunner
+
+            self._runner = BatchRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send, self._in_hand)
         self._channel.send(Message("ready", {}))
         while (message := self._inbox.get()).kind != "stop":
             number = message.fields["work"]
@@ -727,9 +923,21 @@ class StageProcess:
             del self._works[number]
         return 0
 
+    def _run_tasks(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any], context: contexts.Context) -> int:
+        import asyncio
+
+        from p2pcluster.together import TaskRunner
+
+        with contexts.active(context), asyncio.Runner() as loop_runner, entered_in(stage, loop_runner) as function:
+            tasks = self._runner = TaskRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send,
+                                              self._in_hand, loop_runner.get_loop())
+            self._channel.send(Message("ready", {}))
+            loop_runner.run(tasks.serve(self._inbox, self._works))
+        return 0
+
     def _run_source(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any],
-                    function: Callable[..., Any]) -> int:
-        self._source = SourceRunner(record, queues, lambda arguments: function(**arguments), stage.is_generator, self._channel.send)
+                    function: Callable[..., Any], context: contexts.Context) -> int:
+        self._source = source_runner(record, queues, function, stage.is_generator, self._channel.send, context)
         self._channel.send(Message("ready", {}))
         message = self._inbox.get()
         if message.kind != "stop":
@@ -759,12 +967,7 @@ def callable_of(stage: Stage[..., Any]) -> Iterator[Callable[..., Any]]:
     if needs_loop(stage):
         import asyncio
 
-        with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-            function: Any = stage.function
-            if stage.shape == "class":
-                manager = entered_async(stage.function())
-                function = runner.run(manager.__aenter__())
-                stack.callback(lambda: runner.run(manager.__aexit__(None, None, None)))
+        with asyncio.Runner() as runner, entered_in(stage, runner) as function:
             yield _in_loop(runner, function, stage.is_generator)
     elif stage.shape == "class":
         with entered(stage.function()) as made:
@@ -773,16 +976,45 @@ def callable_of(stage: Stage[..., Any]) -> Iterator[Callable[..., Any]]:
         yield stage.function
 
 
-def _in_loop(runner: Any, function: Callable[..., Any], is_generator: bool) -> Callable[..., Any]:
-    async def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        return [value async for value in function(*args, **kwargs)]
+@contextlib.contextmanager
+def entered_in(stage: Stage[..., Any], runner: asyncio.Runner) -> Iterator[Callable[..., Any]]:
+    """The function of a stage that is called in the loop of `runner`; a class is made, entered and left there."""
+    if stage.shape != "class":
+        yield stage.function
+        return
+    manager = entered_async(stage.function())
+    made = runner.run(_awaited(manager.__aenter__()))
+    try:
+        yield made
+    finally:
+        runner.run(_awaited(manager.__aexit__(None, None, None)))
 
-    async def awaited(*args: Any, **kwargs: Any) -> Any:
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _in_loop(runner: asyncio.Runner, function: Callable[..., Any], is_generator: bool) -> Callable[..., Any]:
+    """The function as one that is no coroutine: each call, or each value of a generator, is a turn of the loop."""
+    async def called(*args: Any, **kwargs: Any) -> Any:
         returned = function(*args, **kwargs)
         return await returned if hasattr(returned, "__await__") else returned
 
-    chosen = collected if is_generator else awaited
-    return lambda *args, **kwargs: runner.run(chosen(*args, **kwargs))
+    async def next_of(generator: Any) -> Any:
+        return await anext(generator, _NOTHING)
+
+    def yielded(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        generator = function(*args, **kwargs)
+        if not hasattr(generator, "__anext__"):
+            yield from generator
+            return
+        try:
+            while (value := runner.run(next_of(generator))) is not _NOTHING:
+                yield value
+        finally:
+            runner.run(_awaited(generator.aclose()))
+
+    return yielded if is_generator else lambda *args, **kwargs: runner.run(called(*args, **kwargs))
 
 
 def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
@@ -808,7 +1040,7 @@ def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
     return next(iter(pipelines.values()))
 
 
-NOT_YET = {"batch": None, "every_s": None, "max_items": None, "concurrency": 1}
+NOT_YET = {"batch": None, "max_items": None, "concurrency": 1}
 
 
 def refuse_what_cannot_run(manifest: dict[str, Any]) -> None:
@@ -900,11 +1132,11 @@ def main(argv: list[str]) -> int:
             signal.signal(ignored, signal.SIG_IGN)  # the node decides what a signal to the terminal's group means
     if hasattr(os, "nice"):
         os.nice(5)  # the node goes first: when it waits, all its processes wait
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    errors = output.tag_output(contexts.item_in_hand)
     with open(argv[2], "r+b") as file:
-        mapped = mmap.mmap(file.fileno(), POSITION_BYTES)
+        mapped = mmap.mmap(file.fileno(), 0)
     sock = socket.socket(fileno=int(argv[1]))
-    code = StageProcess(Channel(sock), memoryview(mapped).cast("Q")).run()
+    code = StageProcess(Channel(sock), memoryview(mapped).cast("Q"), errors).run()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of the user's may not keep a process that has been told to stop

@@ -52,12 +52,18 @@ class Slice:
 
 @dataclass(slots=True)
 class Work:
-    """A piece of work in a process: slices in the order in which they run; the first `reported` items have been reported."""
+    """A piece of work in a process: slices in the order in which they run; the first `reported` items have been reported.
+
+    `is_alone`: nothing else runs in the process meanwhile. `is_divided`: of a batch, its items run one by one by now.
+    """
 
     number: int
     slices: list[Slice]
     count: int
     reported: int = 0
+    sent_ms: int = 0
+    is_alone: bool = False
+    is_divided: bool = False
 
     def ranges(self, start: int, stop: int) -> list[Range]:
         """The ids of the items number `start` to `stop` (not included)."""
@@ -71,6 +77,16 @@ class Work:
 
     def fence_of(self, item_id: int) -> Fence | None:
         return next((part.fence for part in self.slices if part.lo <= item_id < part.hi), None)
+
+    def fences(self, start: int, stop: int) -> list[Fence]:
+        """Of each of the `ranges`."""
+        found = []
+        for part in self.slices:
+            size = part.hi - part.lo
+            if start < size and stop > 0:
+                found.append(part.fence)
+            start, stop = start - size, stop - size
+        return found
 
     def rest(self, start: int) -> list[Slice]:
         """What is left from item number `start` on, as slices."""
@@ -138,6 +154,8 @@ class StageWork:
     desired: int = 0
     buffer: deque[Slice] = field(default_factory=deque)
     deliveries: dict[int, int] = field(default_factory=dict)
+    alone: set[int] = field(default_factory=set)  # items that ran together when their process died
+    since_ms: int = 0  # when the wait for a full batch began
     service_us: float | None = None
     measured_us: float = 0.0
     measured_items: float = 0.0
@@ -153,23 +171,41 @@ class StageWork:
         return sum(part.hi - part.lo for part in self.buffer)
 
     @property
+    def batch(self) -> int:
+        """How many items the function is called with together; 0 where it is called with each."""
+        return self.record["batch"] or 0
+
+    @property
+    def concurrency(self) -> int:
+        """How many items a process has in hand at once."""
+        return int(self.record["concurrency"])
+
+    @property
     def work_items(self) -> int:
         """How many items make a piece of work."""
+        if self.batch or self.concurrency > 1:
+            return self.batch or 1
         if self.service_us is None:
             return 1
         return max(1, min(config.WORK_ITEMS_MAX, int(config.WORK_TARGET_US / max(self.service_us, 0.1))))
 
     @property
     def works_per_process(self) -> int:
+        if self.concurrency > 1:
+            return self.concurrency
         slow = self.service_us is None or self.service_us > config.WORK_QUEUED_US_MAX
         return 1 if slow else 2
+
+    def goes_alone(self, item_id: int) -> bool:
+        """Whether the item may have done harm when it ran with others: of a batch that failed, or in a process that died."""
+        return item_id in self.alone or self.deliveries.get(item_id, 0) > (0 if self.batch else self.record["retries"])
 
     def window(self, processes: int) -> int:
         """How many items this machine wants to hold."""
         if not processes:
             return 0
         per_process = self.works_per_process * self.work_items
-        spare = 0 if (self.service_us or 0) > config.SHARED_US_MAX else self.work_items
+        spare = 0 if (self.service_us or 0) > config.SHARED_US_MAX else self.work_items * self.concurrency
         return processes * (per_process + spare)
 
     def measure(self, elapsed_us: float, count: int) -> None:
@@ -180,11 +216,14 @@ class StageWork:
 
 
 class Start(NamedTuple):
+    """`in_hand`: how many items the process may have in hand at once, 0 where it is one."""
+
     key: int
     spec: Spec
     project: dict[str, Any]
     params: Any
     queue: str
+    in_hand: int = 0
 
 
 class Send(NamedTuple):
@@ -223,6 +262,7 @@ class Executor:
         self.draining = False
         self.pipelines: dict[str, dict[str, Any]] = {}
         self._assigned: dict[tuple[str, str, int], Message] = {}
+        self._ticks: dict[tuple[str, str, int], Message] = {}
         self._source_backoff: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._on_done: dict[str, tuple[int, int, int]] = {}
         self._actions: list[Action] = []
@@ -270,7 +310,7 @@ class Executor:
         """A message of the leader."""
         self._now_ms = now_ms
         handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
-                   "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
+                   "tick": self._on_tick, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
         if handler is None:
             raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
         handler(message)
@@ -313,16 +353,44 @@ class Executor:
             ranges = [(lo, hi) for lo, hi, _, _ in message.fields["pieces"]]
             self._ask(commands.release(message.fields["queue"], ranges, fence))
             return
+        was_empty = not stage.buffer
         for at, (lo, hi, run, keys) in enumerate(message.fields["pieces"]):
             lengths, body = message.blobs[2 * at], message.blobs[2 * at + 1]
             stage.buffer.append(Slice(lo, hi, fence, run, None if keys is None else tuple(keys), memoryview(lengths), memoryview(body)))
         stage.deliveries.update({int(item_id): count for item_id, count in message.fields["deliveries"].items()})
+        if was_empty:
+            stage.since_ms = self._now_ms
         self._feed(stage)
 
     def _on_assigned(self, message: Message) -> None:
         fields = message.fields
-        self._assigned[(fields["pipeline"], fields["stage"], fields["shard"])] = message
+        where = (fields["pipeline"], fields["stage"], fields["shard"])
+        self._assigned[where] = message
+        self._end_former(where, fields["epoch"])
         self._settle()
+
+    def _on_tick(self, message: Message) -> None:
+        """A source is to be called. Its process may not be there yet; it hears it when it begins."""
+        fields = message.fields
+        where = (fields["pipeline"], fields["stage"], fields["shard"])
+        self._ticks[where] = message
+        self._end_former(where, fields["epoch"])
+        for process in self._sources_at(where):
+            self._tell_tick(process)
+
+    def _tell_tick(self, process: Process) -> None:
+        tick = self._ticks.get(_source(process.spec))
+        if tick is not None and process.ready and process.assigned is not None and process.assigned.fields["epoch"] == tick.fields["epoch"]:
+            self._send(process, Message("tick", {"seq": tick.fields["seq"], "at_ms": tick.fields["at_ms"]}))
+
+    def _end_former(self, where: tuple[str, str, int], epoch: int) -> None:
+        """A process of an assignment that is over ends at its next put; one that waits for a tick would wait for ever."""
+        for process in self._sources_at(where):
+            if process.assigned is not None and process.assigned.fields["epoch"] < epoch:
+                self._stop(process)
+
+    def _sources_at(self, where: tuple[str, str, int]) -> list[Process]:
+        return [process for process in self.processes.values() if process.spec.role == "source" and _source(process.spec) == where]
 
     def _on_reply(self, message: Message) -> None:
         if message.fields["result"] == "error":
@@ -334,6 +402,10 @@ class Executor:
             raise RemoteProtocolError(f"a {message.fields['kind']!r:.50} was not asked for under that number")
         del self._unanswered[message.fields["req"]]
         if process is None or process.key not in self.processes:
+            return
+        if asked.kind == "part":
+            is_kept = message.fields["result"] in ("ok", "already")
+            self._send(process, Message("part_ack", {"item": asked.fields["id"], "part": asked.fields["part"], "is_kept": is_kept}))
             return
         if message.fields["result"] in ("ok", "already"):
             while process.unacked and process.unacked[0][0] <= message.fields["seq"]:
@@ -370,6 +442,7 @@ class Executor:
             assert process.assigned is not None, "a source is started for an assignment"
             self._pause_source(process)
             self._send(process, Message("begin", process.assigned.fields, process.assigned.blobs))
+            self._tell_tick(process)
         elif process.spec.role == "stage":
             self.stages[_full(process.spec)].trouble = None
             self._feed(self.stages[_full(process.spec)])
@@ -383,8 +456,33 @@ class Executor:
         stage.crashes, stage.trouble = 0, None
         ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
         ranges = [list(found) for found in work.ranges(start, start + count)]
-        self._ask(Message("done", {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}, message.blobs))
+        fields = {"queue": stage.queue, "ranges": ranges, "ports": ports, "whole": False}
+        if message.fields.get("whole"):
+            fields |= {"whole": True, "fences": [list(fence) for fence in work.fences(start, start + count)]}
+            fields |= {"parts": message.fields["parts"]} if message.fields.get("parts") else {}
+        self._ask(Message("done", fields, message.blobs))
         self._after_report(process, work, stage)
+
+    def _on_process_part(self, process: Process, message: Message) -> None:
+        """Some of what an item emits, ahead of its report."""
+        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        ((item_id, _), *_) = work.ranges(work.reported, work.reported + 1)
+        ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
+        self._ask(Message("part", {"queue": stage.queue, "id": item_id, "fence": list(work.fences(work.reported, work.reported + 1)[0]),
+                                   "part": message.fields["part"], "ports": ports}, message.blobs), process)
+
+    def _on_process_lost(self, process: Process, message: Message) -> None:
+        """The items are not this machine's any more, as somebody refused what they emitted: whoever holds them runs them again."""
+        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        start, stop = work.reported, work.reported + message.fields["count"]
+        for found, fence in zip(work.ranges(start, stop), work.fences(start, stop), strict=True):
+            self._ask(commands.release(stage.queue, [found], fence))
+        work.reported = stop
+        self._after_report(process, work, stage)
+
+    def _on_process_divided(self, process: Process, message: Message) -> None:
+        """A batch has failed, and its items are tried one by one."""
+        self._work_of(process, message).is_divided = True
 
     def _on_process_failed(self, process: Process, message: Message) -> None:
         work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
@@ -396,13 +494,15 @@ class Executor:
 
     def _work_of(self, process: Process, message: Message) -> Work:
         work = process.works[0]
-        assert work.number == message.fields["work"], "a process reports its works in order"
-        return work
+        if work.number == message.fields["work"]:
+            return work
+        assert self.stages[_full(process.spec)].concurrency > 1, "a process reports its works in order"
+        return next(work for work in process.works if work.number == message.fields["work"])
 
     def _after_report(self, process: Process, work: Work, stage: StageWork) -> None:
         process.is_stuck = False
         if work.reported >= work.count:
-            process.works.popleft()
+            process.works.remove(work)
         if process.stopping and not process.works:
             self._send(process, Message("stop", {}))
         self._feed(stage)
@@ -470,8 +570,12 @@ class Executor:
     def _stage_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
         stage = self.stages[_full(process.spec)]
         left: list[Slice] = []
+        in_company = running and stage.concurrency > 1 and len(process.works) > 1
         for work in process.works:
             at = next((n for n, item_id in _numbered(work) if item_id == running), None)
+            if in_company or (at is not None and stage.batch and not work.is_divided and work.count > 1):
+                stage.alone.update(item_id for _, item_id in _numbered(work))  # which of them it was shows when each runs alone
+                at = None
             if at is None or at < work.reported:
                 left += work.rest(work.reported)
                 continue
@@ -506,6 +610,7 @@ class Executor:
     def _source_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
         where = _source(process.spec)
         self._assigned.pop(where, None)
+        self._ticks.pop(where, None)
         if process.finished and not process.unacked:
             return
         if not process.stopping:
@@ -546,10 +651,24 @@ class Executor:
             process = self.processes.get(key)
             if process is not None and process.works:
                 self._watch(process, position)
+        for stage in self.stages.values():
+            if stage.batch and stage.buffer:
+                self._feed(stage)
         self._settle()
         self._report_stats()
 
+    def _watch_tasks(self, process: Process, stage: StageWork) -> None:
+        """Of a process with several items in hand, which ends each in time by itself, unless one of them holds up all."""
+        timeout_s = stage.record["timeout_s"]
+        by_ms = self._now_ms - 1000 * (timeout_s + config.TIMEOUT_GRACE_S) if timeout_s is not None else -1
+        if any(work.sent_ms < by_ms for work in process.works) and not process.timed_out:
+            process.timed_out = True
+            self._actions.append(Kill(process.key))
+
     def _watch(self, process: Process, position: tuple[int, int]) -> None:
+        if self.stages[_full(process.spec)].concurrency > 1:
+            self._watch_tasks(process, self.stages[_full(process.spec)])
+            return
         if position != process.position or not position[1]:
             process.position, process.position_ms = position, self._now_ms
             return
@@ -602,6 +721,7 @@ class Executor:
             self._ask(commands.release(stage.queue, [(part.lo, part.hi)], part.fence))
         stage.buffer.clear()
         stage.deliveries.clear()
+        stage.alone.clear()
 
     def _settle_sources(self) -> None:
         running = {_source(p.spec): p for p in self.processes.values() if p.spec.role == "source"}
@@ -651,7 +771,8 @@ class Executor:
         self.processes[process.key] = process
         project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
         queue = f"{spec.pipeline}/{record['reads']}" if record and record["reads"] else ""
-        self._actions.append(Start(process.key, spec, project, pipeline["params"], queue))
+        in_hand = max(record["batch"] or 1, record["concurrency"]) if record else 1
+        self._actions.append(Start(process.key, spec, project, pipeline["params"], queue, in_hand if in_hand > 1 else 0))
         return process
 
     def _stop(self, process: Process) -> None:
@@ -666,6 +787,9 @@ class Executor:
 
     def _feed(self, stage: StageWork) -> None:
         """Hand waiting items to the processes that have room, in fair parts."""
+        if stage.batch or stage.concurrency > 1:
+            self._feed_together(stage)
+            return
         while stage.buffer:
             hungry = [p for p in self.processes.values()
                       if p.ready and not p.stopping and not p.is_stuck and _full(p.spec) == stage.name
@@ -676,13 +800,38 @@ class Executor:
             fair = -(-stage.buffered // len(hungry))
             self._give(process, stage, min(stage.work_items, fair))
 
+    def _feed_together(self, stage: StageWork) -> None:
+        """The same where a process has several items in hand: whole batches, or as many items as it may have. An item that may have done
+        harm when it ran with others goes by itself, and of those that wait they go first."""
+        if stage.alone or stage.deliveries:
+            stage.buffer = deque(sorted(_each_alone(stage), key=lambda part: not stage.goes_alone(part.lo)))
+        while stage.buffer:
+            is_alone = stage.goes_alone(stage.buffer[0].lo)
+            room = 1 if is_alone and stage.concurrency > 1 else stage.works_per_process
+            hungry = [p for p in self.processes.values()
+                      if p.ready and not p.stopping and not p.is_stuck and _full(p.spec) == stage.name and len(p.works) < room
+                      and not (stage.concurrency > 1 and any(work.is_alone for work in p.works))]
+            if not hungry or (not is_alone and self._waits_for_more(stage)):
+                return
+            process = min(hungry, key=lambda p: len(p.works))
+            self._give(process, stage, 1 if is_alone else stage.work_items)
+            process.works[-1].is_alone = is_alone
+            stage.alone.difference_update(item_id for _, item_id in _numbered(process.works[-1]))
+            stage.since_ms = self._now_ms
+
+    def _waits_for_more(self, stage: StageWork) -> bool:
+        return stage.buffered < stage.batch and self._now_ms - stage.since_ms < 1000 * stage.record["batch_wait_s"]
+
     def _give(self, process: Process, stage: StageWork, count: int) -> None:
+        bytes_max = config.GRANT_BYTES_MAX if stage.batch else config.WORK_BYTES_MAX
         slices: list[Slice] = []
         size = 0
         while stage.buffer and count > 0:
+            if slices and stage.batch and size + len(stage.buffer[0].body) > bytes_max:
+                break
             head, rest = stage.buffer.popleft().cut(count)
-            if len(head.body) > config.WORK_BYTES_MAX and head.hi - head.lo > 1:
-                fitting = max(1, (head.hi - head.lo) * config.WORK_BYTES_MAX // len(head.body))
+            if len(head.body) > bytes_max and head.hi - head.lo > 1:
+                fitting = max(1, (head.hi - head.lo) * bytes_max // len(head.body))
                 if rest is not None:
                     stage.buffer.appendleft(rest)
                 head, rest = head.cut(fitting)
@@ -691,9 +840,9 @@ class Executor:
             slices.append(head)
             count -= head.hi - head.lo
             size += len(head.body)
-            if size >= config.WORK_BYTES_MAX:
+            if size >= bytes_max:
                 break
-        work = Work(self._next_work, slices, sum(part.hi - part.lo for part in slices))
+        work = Work(self._next_work, slices, sum(part.hi - part.lo for part in slices), sent_ms=self._now_ms)
         self._next_work += 1
         process.works.append(work)
         deliveries = {}
@@ -783,7 +932,8 @@ class Executor:
     @property
     def is_busy(self) -> bool:
         """Whether something is in hand that time matters to: then the clock is looked at more often."""
-        return any(not p.ready or p.works or p.unacked or p.stopping for p in self.processes.values())
+        return any(not p.ready or p.works or p.unacked or p.stopping for p in self.processes.values()) or any(
+            stage.batch and stage.buffer for stage in self.stages.values())
 
     @property
     def is_idle(self) -> bool:
@@ -809,6 +959,22 @@ def _source(spec: Spec) -> tuple[str, str, int]:
 
 def _numbered(work: Work) -> Iterator[tuple[int, int]]:
     return enumerate(item_id for part in work.slices for item_id in range(part.lo, part.hi))
+
+
+def _each_alone(stage: StageWork) -> Iterator[Slice]:
+    """What waits for a stage, with each item that goes alone in a slice of its own."""
+    for part in stage.buffer:
+        rest: Slice | None = part
+        for item_id in [i for i in range(part.lo, part.hi) if stage.goes_alone(i)]:
+            assert rest is not None, "the item lies in the rest"
+            if item_id > rest.lo:
+                before, rest = rest.cut(item_id - rest.lo)
+                yield before
+                assert rest is not None, "the item lies behind what was cut off"
+            one, rest = rest.cut(1)
+            yield one
+        if rest is not None:
+            yield rest
 
 
 def _without_item(slices: Iterable[Slice], item_id: int) -> Iterator[Slice]:

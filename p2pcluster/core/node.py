@@ -9,12 +9,12 @@ shell's affair. Everything that changes the state goes through one path: `_propo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
-from p2pcluster.core import commands, status
+from p2pcluster.core import commands, rollouts, status
 from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.demand import home_of, loads_of, origin_of
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
@@ -29,6 +29,7 @@ from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_o
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.core.ticks import Ticker
 from p2pcluster.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ LOG_MEMORY_BYTES_MAX = 16 * config.MIB  # of entries kept for followers that are
 
 # What a session may ask for, besides reading. `done` and `release` need a lease, so they are everybody's.
 _NODE_COMMANDS = frozenset({"put", "done", "part", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"})
-_CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close",
+_CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "undeploy", "start_run", "close",
                               "pause", "resume", "scale"})
 
 
@@ -71,6 +72,8 @@ class Session:
     service_us: dict[str, float] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=dict)
     troubles: dict[str, str] = field(default_factory=dict)
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pipeline what became of a version that is rolled out
+    versions: dict[str, str] = field(default_factory=dict)  # by pipeline the one that it was told last to run
     planned: dict[str, Any] | None = None
     seen: dict[str, int] = field(default_factory=dict)
     held_puts: int = 0
@@ -97,6 +100,7 @@ class Grant:
     pieces: tuple[tuple[Chunk, int, int], ...]
     deliveries: dict[int, int]
     request: int | None
+    version: str | None = None  # that the items are for, where a node runs them
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class Node:
         self.rates = status.Rates()
         self._planner = Planner()
         self._pacers = Pacers()
+        self._ticker = Ticker()
         self._random = random
         self._now_ms = now_ms
         self._wall_ms = 0
@@ -156,6 +161,8 @@ class Node:
         self._held: dict[str, deque[_HeldPut]] = {}
         self._coming: dict[str, int] = {}
         self._owners: dict[str, str] = {}
+        self._rolling: set[str] = set()  # pipelines of which a step of the roll-out is on its way into the log
+        self._uploads: dict[str, tuple[int, int]] = {}  # versions on their way here: how many parts came, and since when no more did
         self._waiters: list[tuple[str, int, str, int]] = []
         self._lost: dict[tuple[str, str], int] = {}
         self._watch = Watch(now_ms)
@@ -189,6 +196,7 @@ class Node:
         if now_ms >= self._next_due_ms:
             self._next_due_ms = now_ms + DUE_INTERVAL_MS
             self._propose_due()
+            self._outbox += self._ticker.look(self.state, self._owners, self._wall_ms)
             self._end_lost_sessions()
         if now_ms >= self._next_plan_ms:
             self._replan()
@@ -213,6 +221,7 @@ class Node:
         self._drop_held(session_id)
         for key in [key for key, owner in self._owners.items() if owner == session_id]:
             del self._owners[key]
+            self._ticker.forget(key)
         if self._session_of(session.node, session.boot) is not None:
             return  # it has come back by another connection already
         if self._serving and self._holds_leases(session.node, session.boot):
@@ -378,10 +387,13 @@ class Node:
         self._held.clear()
         self._coming.clear()
         self._owners.clear()
+        self._rolling.clear()
+        self._uploads.clear()
         self._waiters.clear()
         self._lost.clear()
         self._planner = Planner()
         self._pacers = Pacers()
+        self._ticker = Ticker()
         self._propose_by_ms = None
 
     def _begin_serving(self) -> None:
@@ -429,7 +441,9 @@ class Node:
 
     def _is_due_within(self, ms: int) -> bool:
         now_ms = self.raft.cluster_time_ms(self._now_ms)
-        return self._pacers.is_due(now_ms + ms) or any(queue.delayed.is_due_by(now_ms + ms, self._wall_ms + ms) for queue in self.state.queues.values() if queue.delayed)
+        if self._pacers.is_due(now_ms + ms) or self._ticker.is_due(self._wall_ms + ms):
+            return True
+        return any(queue.delayed.is_due_by(now_ms + ms, self._wall_ms + ms) for queue in self.state.queues.values() if queue.delayed)
 
     # ---- commands of sessions
 
@@ -451,7 +465,7 @@ class Node:
         if session_id in self.sessions:
             self._outbox.append((session_id, Message("reply", {"req": request, "kind": outcome.kind, "result": outcome.result,
                                                                **outcome.fields})))
-        if outcome.kind in ("deploy", "start_run", "close", "retry", "discard", "pause", "resume", "scale"):
+        if outcome.kind in ("deploy", "undeploy", "start_run", "close", "retry", "discard", "pause", "resume", "scale"):
             self._next_plan_ms = 0
 
     def _reply(self, session_id: str, message: Message, result: str, **fields: Any) -> None:
@@ -571,8 +585,8 @@ class Node:
                 self._dispatch_to(session, queue)
 
     def _dispatch_to(self, session: Session, queue: QueueState) -> None:
-        if session.kind == "node" and not session.has_reported:
-            return  # what it holds may still look free
+        if session.kind == "node" and not self._may_be_given(session, queue):
+            return
         promised = self._promised.get(queue.name)
         wanted = session.windows[queue.name]
         if session.kind == "node":
@@ -586,6 +600,12 @@ class Node:
         if ranges:
             self._grant(session, queue, ranges)
 
+    def _may_be_given(self, session: Session, queue: QueueState) -> bool:
+        """Not before a node has reported, for what it holds may still look free; and only when it was told the version that is in force there,
+        for its processes may be of another one."""
+        pipeline = self.state.pipelines.get(queue.pipeline)
+        return session.has_reported and pipeline is not None and session.versions.get(pipeline.name) == pipeline.version_on(session.node)
+
     def _bucket_of(self, queue: QueueState) -> tuple[str, int, int, int]:
         """The bucket of the rate of a queue's reader, and what time it is."""
         stage, pipeline = queue.read_by or "", self.state.pipelines[queue.pipeline]
@@ -598,17 +618,23 @@ class Node:
         if pipeline is None or stage is None or pipeline.state != "running" or pipeline.is_paused(stage["name"]):
             return 0
         room = 1 << 30
-        back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
         coming = len(queue.leases) + len(self._promised.get(queue.name, ()))
-        for port in stage["ports"]:
-            for name in port["queues"]:
-                target = self.state.queues[pipeline.full(name)]
-                if target.maxsize is None or (stage["name"], name) in back:
-                    continue
+        for target in self._behind(pipeline, stage, queue):
+            if target.maxsize is not None:
                 room = min(room, target.maxsize - target.room_taken - coming)
-                if target.bytes_max is not None and target.open_bytes >= target.bytes_max:
-                    return 0
+            if target.bytes_max is not None and target.open_bytes >= target.bytes_max:
+                return 0
         return room
+
+    def _behind(self, pipeline: PipelineState, stage: dict[str, Any], queue: QueueState) -> Iterator[QueueState]:
+        """The queues that a stage's items may fill; edges that close a cycle do not count. While a version is rolled out, those of either."""
+        for manifest in pipeline.manifests:
+            if pipeline.rollout is not None:
+                read = queue.name.partition("/")[2]
+                stage = next((one for one in manifest["stages"] if one["reads"] == read), {"name": "", "ports": []})
+            back = {tuple(edge) for edge in manifest["back_edges"]}
+            for name in (name for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back):
+                yield self.state.queues[pipeline.full(name)]
 
     def _grant(self, session: Session, queue: QueueState, ranges: list[Range]) -> None:
         self._take_count += 1
@@ -621,7 +647,8 @@ class Node:
         if session.kind == "client":
             session.windows[queue.name] = 0
             request = session.take_requests.pop(queue.name, None)
-        grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request)
+        version = session.versions.get(queue.pipeline) if session.kind == "node" else None
+        grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request, version)
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
         if queue.interval_ns and session.kind == "node":
             waits = True  # then no leader has given away anything of a rate that the next one does not know of
@@ -636,7 +663,9 @@ class Node:
             self._promised[queue].remove(lo, hi)
         if grant is None or self.sessions.get(session.id) is not session:
             return  # who has come back since reports what it holds
-        state = self.state.queues[queue]
+        state = self.state.queues.get(queue)
+        if state is None:
+            return  # its pipeline was undeployed meanwhile
         held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
         if held:  # the rest was finished in the same entry, by somebody who had it from a former leader
             self._outbox.append((grant.session, replace(grant, pieces=_pieces(state, held))))
@@ -697,6 +726,9 @@ class Node:
         session.service_us = message.fields["service_us"]
         session.running = message.fields["running"]
         session.troubles = message.fields["troubles"]
+        if session.trials != message.fields["trials"]:
+            session.trials = message.fields["trials"]
+            self._next_plan_ms = 0
         if session.is_draining != message.fields["draining"]:
             session.is_draining = message.fields["draining"]
             self._next_plan_ms = 0
@@ -708,6 +740,7 @@ class Node:
             key = pipeline.source_key(message.fields["stage"], message.fields["shard"])
             if self._owners.get(key) == session.id:  # else it was one that had been replaced already
                 del self._owners[key]
+                self._ticker.forget(key)
         self._assign_sources()
 
     def _on_node_alarm(self, session: Session, message: Message) -> None:
@@ -733,8 +766,11 @@ class Node:
             new = self._plan_for(session, plan.get(session.id, {}), nodes)
             if new != session.planned:
                 session.planned = new
+                session.versions = {name: planned["version"] for name, planned in new["pipelines"].items()}
                 self._outbox.append((session.id, Message("plan", new)))
         self._assign_sources()
+        self._roll_out(staying)
+        self._forget_old_uploads()
         self._forget_old_producers()
         self._forget_old_keys()
         self._maybe_change_configuration()
@@ -750,16 +786,53 @@ class Node:
     def _plan_for(self, session: Session, processes: dict[str, int], nodes: list[Session]) -> dict[str, Any]:
         pipelines = {}
         for pipeline in self.state.pipelines.values():
+            release, rollout = pipeline.on(session.node).release, pipeline.rollout
             pipelines[pipeline.name] = {
-                "version": pipeline.version, "run": pipeline.run, "state": pipeline.state, "manifest": pipeline.manifest,
-                "project": pipeline.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
-                "zip_sha256": pipeline.zip_sha256,
+                "version": release.version, "run": pipeline.run, "state": pipeline.state, "manifest": release.manifest,
+                "project": release.project, "params": pipeline.params, "on_done_run": pipeline.on_done_run,
+                "zip_sha256": release.zip_sha256, "rolled": pipeline.rolled,
+                "rollout": rollout.number if rollout is not None and session.node in rollout.nodes else None,
                 "paused": dict(pipeline.paused), "scaled": dict(pipeline.scaled),
                 "runs_on_done": session is self._runner_of_on_done(pipeline, nodes), "is_over": is_over(pipeline),
                 "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
                 "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
             }
         return {"pipelines": pipelines, "processes": processes}
+
+    def _roll_out(self, nodes: list[Session]) -> None:
+        """The next step of each new version that is on its way over the nodes."""
+        for pipeline in self.state.pipelines.values():
+            if pipeline.rollout is None or pipeline.name in self._rolling:
+                continue
+            step = rollouts.next_step(pipeline, nodes, list(self._sources_of(pipeline)))
+            if step is not None:
+                self._rolling.add(pipeline.name)
+                self._propose(step, (self._on_rolled, pipeline.name))
+
+    def _on_rolled(self, outcome: Outcome, pipeline: str) -> None:
+        self._rolling.discard(pipeline)
+        self._next_plan_ms = 0
+
+    def _sources_of(self, pipeline: PipelineState) -> Iterator[tuple[str, str | None]]:
+        """The sources of a pipeline that have not ended, each with the session that runs it, None where one is about to be chosen."""
+        for stage in pipeline.sources if pipeline.state == "running" else ():
+            for shard in range(shards_of(stage)):
+                key = pipeline.source_key(stage["name"], shard)
+                producer, owner = self.state.producers.get(key), self._owners.get(key)
+                if producer is not None and producer.finished:
+                    continue
+                if owner is not None or (key not in self._held and not pipeline.is_paused(stage["name"]) and self._fit_for(pipeline, stage)):
+                    yield stage["name"], owner
+
+    def _forget_old_uploads(self) -> None:
+        """Parts of a version that nobody went on with: whoever shipped it has gone."""
+        uploads = self.state.uploads()
+        self._uploads = {version: self._uploads[version] if version in self._uploads and self._uploads[version][0] == count
+                         else (count, self._now_ms) for version, count in uploads.items()}
+        old = [version for version, (_, since_ms) in self._uploads.items() if self._now_ms - since_ms >= int(1000 * config.UPLOAD_S)]
+        if old:
+            self._uploads = {version: found for version, found in self._uploads.items() if version not in old}
+            self._propose(Message("forget_uploads", {"versions": sorted(old)}))
 
     def _assign_sources(self) -> None:
         nodes = [session for session in self.sessions.values()
@@ -775,11 +848,13 @@ class Node:
 
     def _maybe_assign(self, pipeline: PipelineState, stage: dict[str, Any], shard: int, nodes: list[Session]) -> None:
         key = pipeline.source_key(stage["name"], shard)
-        producer = self.state.producers.get(key)
-        if key in self._owners or key in self._held or (producer is not None and producer.finished):
+        producer, owner = self.state.producers.get(key), self._owners.get(key)
+        if owner is not None:
+            self._maybe_revoke(pipeline, stage, shard, owner)
+            return
+        if key in self._held or (producer is not None and producer.finished):
             return  # with a new epoch, what is held back would be refused
-        allowed, preferred = allowed_nodes(pipeline, stage, nodes)[0], home_of(pipeline, stage, nodes)
-        fit = [n for n in nodes if allowed is None or n.id in allowed]
+        preferred, fit = home_of(pipeline, stage, nodes), self._fit_for(pipeline, stage)
         if not fit:
             return
         sound = [n for n in fit if not any(name.startswith(f"{pipeline.name}/") for name in n.troubles)] or fit
@@ -788,6 +863,22 @@ class Node:
         command = Message("assign", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard, "node": session.node,
                                      "boot": session.boot})
         self._propose(command, (self._on_assigned, session.id, pipeline.name, stage["name"], shard, key))
+
+    def _fit_for(self, pipeline: PipelineState, stage: dict[str, Any]) -> list[Session]:
+        """The nodes that may run a source, which all know the newest version: a shard of it may be none of the former one."""
+        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported and not session.is_draining
+                 and session.versions.get(pipeline.name) == pipeline.version == pipeline.version_on(session.node)]
+        allowed = allowed_nodes(pipeline, stage, nodes)[0]
+        return [session for session in nodes if allowed is None or session.id in allowed]
+
+    def _maybe_revoke(self, pipeline: PipelineState, stage: dict[str, Any], shard: int, owner: str) -> None:
+        """A node that may not run the source any more lets it finish what it is at, and says so; then another one is chosen."""
+        session = self.sessions.get(owner)
+        if session is None or pipeline.rollout is not None or session.versions.get(pipeline.name) != pipeline.version:
+            return  # a process of another version ends by itself
+        allowed = allowed_nodes(pipeline, stage, [session])[0]
+        if allowed is not None and owner not in allowed:
+            self._outbox.append((owner, Message("revoke", {"pipeline": pipeline.name, "stage": stage["name"], "shard": shard})))
 
     def _on_assigned(self, outcome: Outcome, session_id: str, pipeline: str, stage: str, shard: int, key: str) -> None:
         if outcome.result != "ok":
@@ -995,6 +1086,8 @@ def grant_message(grant: Grant, bodies: list[tuple[Buffer, Buffer]]) -> Message:
     }
     if grant.request is not None:
         fields["req"] = grant.request
+    if grant.version is not None:
+        fields["version"] = grant.version
     return Message(grant.kind, fields, tuple(blob for pair in bodies for blob in pair))
 
 

@@ -21,6 +21,7 @@ NAME_CHARS_MAX = 100  # a name is half of a queue's full name and appears in sta
 
 Kind = Literal["source", "stage", "sink"]
 Processes = int | Literal["auto"]
+Missed = Literal["skip", "all"]
 
 
 class Site(NamedTuple):
@@ -74,6 +75,7 @@ class Options:
     concurrency: int = 1
     rate: str | None = None
     every_s: float | None = None
+    missed: Missed = "skip"
     max_items: int | None = None
 
 
@@ -91,6 +93,7 @@ class OptionWords(TypedDict, total=False):
     concurrency: int
     rate: str | None
     every_s: float | None
+    missed: Missed
     max_items: int | None
 
 
@@ -146,6 +149,7 @@ _RULES: dict[str, _Rule] = {
     "concurrency": _Rule(_TAKERS, False, lambda v: is_whole(v, 1), "a whole number from 1"),
     "rate": _Rule(_ALL, True, is_rate, 'a number and a unit, "100/s", "30/m" or "5/h"'),
     "every_s": _Rule(("source",), True, _is_seconds, "seconds, more than 0"),
+    "missed": _Rule(("source",), False, lambda v: v in ("skip", "all"), '"skip" or "all"'),
     "max_items": _Rule(_ALL, True, lambda v: is_whole(v, 1), "a whole number from 1"),
 }
 
@@ -172,6 +176,8 @@ def checked_options(who: str, kind: Kind, given: Mapping[str, Any]) -> Options:
     options = {"processes": "auto" if kind == "stage" else 1, **given}
     if options.get("batch") is None and "batch_wait_s" in given:
         raise GraphError(f"{who}: batch_wait_s has no meaning without batch; give batch= too or leave it out")
+    if options.get("every_s") is None and "missed" in given:
+        raise GraphError(f"{who}: missed has no meaning without every_s; give every_s= too or leave it out")
     if options.get("batch") is not None:
         options.setdefault("batch_wait_s", config.BATCH_WAIT_S)
     # 30 and 30.0 seconds are the same option, so they make the same manifest.

@@ -41,12 +41,13 @@ def _commands(sender: str, *kinds: str) -> dict[str, Spec]:
 
 
 CLIENT: dict[str, Spec] = {
-    **_commands("client", "put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "start_run", "close",
+    **_commands("client", "put", "done", "fail", "release", "retry", "discard", "bundle_part", "deploy", "undeploy", "start_run", "close",
                 "pause", "resume", "scale"),
     "take": Spec("client", {"queue": _TEXT, "count": _NUMBER}),
     "read": Spec("client", {"queue": _TEXT, "after": _NUMBER, "count": _NUMBER}),
     "value": Spec("client", {"queue": _TEXT, "id": _NUMBER}),
     "status": Spec("client", {}),
+    "logs": Spec("client", {"pipeline": _TEXT_OR_NONE, "stage": _TEXT_OR_NONE, "after": (dict,)}),
     "parked": Spec("client", {"pipeline": _TEXT_OR_NONE, "after": _TEXT_OR_NONE}),
     "project": Spec("client", {"pipeline": _TEXT}),
     "wait": Spec("client", {"pipeline": _TEXT}),
@@ -61,7 +62,7 @@ CLIENT: dict[str, Spec] = {
 }
 
 MEMBER: dict[str, Spec] = {
-    **_commands("executor", "put", "done", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"),
+    **_commands("executor", "put", "done", "part", "fail", "release", "on_done_ran", "bundle_part", "deploy", "start_run"),
     "hello": Spec("node", {"cluster_id": _TEXT_OR_NONE, "leader": _TEXT_OR_NONE, "leader_address": _TEXT_OR_NONE, "term": _NUMBER}),
     "give_way": Spec("node", {"cluster": _TEXT}),
     "accepted": Spec("node", {"cluster": _TEXT, "into": _TEXT}),
@@ -69,22 +70,26 @@ MEMBER: dict[str, Spec] = {
     "join": Spec("executor", {"boot": _TEXT, "name": _TEXT, "facts": (dict,)}),
     "report": Spec("executor", {"held": (dict,), "sources": (list,), "ran_before": (dict,)}),
     "window": Spec("executor", {"queues": (dict,)}),
-    "stats": Spec("executor", {"running": (dict,), "service_us": (dict,), "troubles": (dict,), "draining": (bool,)}),
+    "stats": Spec("executor", {"running": (dict,), "service_us": (dict,), "troubles": (dict,), "trials": (dict,), "draining": (bool,)}),
     "source_lost": Spec("executor", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER}),
     "alarm": Spec("executor", {"key": _TEXT, "text": _TEXT}),
     "seen": Spec("executor", {"runs": (dict,)}),
     "leave": Spec("executor", {}),
     "left": Spec("leader", {}),
     "stop_all": Spec("executor", {}),
+    "log_lines": Spec("executor", {"ask": _NUMBER, "boot": _TEXT, "stages": (list,)}),
+    "logs": Spec("leader", {"ask": _NUMBER, "pipeline": _TEXT_OR_NONE, "stage": _TEXT_OR_NONE, "after": (dict,), "bytes_max": _NUMBER}),
     "project": Spec("executor", {"pipeline": _TEXT}),
     "bundle_get": Spec("executor", {"version": _TEXT, "part": _NUMBER}),
     "bundle_slice": Spec("leader", {"version": _TEXT, "part": _NUMBER, "parts": _NUMBER}),
     "reported": Spec("leader", {}),
     "stop": Spec("leader", {}),
     "plan": Spec("leader", {"pipelines": (dict,), "processes": (dict,)}),
-    "grant": Spec("leader", {"queue": _TEXT, "fence": (list,), "deliveries": (dict,), "pieces": (list,)}),
+    "grant": Spec("leader", {"queue": _TEXT, "version": _TEXT, "fence": (list,), "deliveries": (dict,), "pieces": (list,)}),
+    "revoke": Spec("leader", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER}),
     "assigned": Spec("leader", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER, "producer": _TEXT, "epoch": _NUMBER, "seq": _NUMBER,
                                 "count": _NUMBER, "hash": _TEXT}),
+    "tick": Spec("leader", {"pipeline": _TEXT, "stage": _TEXT, "shard": _NUMBER, "epoch": _NUMBER, "seq": _NUMBER, "at_ms": _NUMBER}),
     "reply": Spec("leader", {"req": _NUMBER, "kind": _TEXT, "result": _TEXT}),
 }
 
@@ -92,14 +97,19 @@ PROCESS: dict[str, Spec] = {
     "setup": Spec("node", {"folder": _TEXT, "project": (dict,), "run": _NUMBER, "stage": _TEXT, "role": _TEXT, "node": _TEXT,
                            "out_dir": _TEXT, "hash_seed": _NUMBER, "queue": _TEXT}),
     "begin": Spec("node", {"producer": _TEXT, "epoch": _NUMBER, "seq": _NUMBER, "count": _NUMBER, "hash": _TEXT, "shard": _NUMBER}),
+    "tick": Spec("node", {"seq": _NUMBER, "at_ms": _NUMBER}),
     "work": Spec("node", {"work": _NUMBER, "queue": _TEXT, "deliveries": (dict,), "slices": (list,)}),
     "recall": Spec("node", {"work": _NUMBER}),
     "ack": Spec("node", {"seq": _NUMBER}),
+    "part_ack": Spec("node", {"item": _NUMBER, "part": _NUMBER, "is_kept": (bool,)}),
     "pause": Spec("node", {}),
     "resume": Spec("node", {}),
     "stop": Spec("node", {}),
     "ready": Spec("process", {}),
     "done": Spec("process", {"work": _NUMBER, "count": _NUMBER, "elapsed_us": (int, float), "ports": (list,)}),
+    "part": Spec("process", {"work": _NUMBER, "part": _NUMBER, "ports": (list,)}),
+    "lost": Spec("process", {"work": _NUMBER, "count": _NUMBER}),
+    "divided": Spec("process", {"work": _NUMBER}),
     "failed": Spec("process", {"work": _NUMBER, "elapsed_us": (int, float), "error": (dict,)}),
     "returned": Spec("process", {"work": _NUMBER, "kept": _NUMBER}),
     "put": Spec("process", {"seq": _NUMBER, "ports": (list,), "source": (dict,)}),
@@ -129,12 +139,18 @@ def check(link: str, sender: str, message: Message) -> None:
         raise RemoteProtocolError(f"message {message.kind!r}: field 'req' is not a number")
     if link == "member":
         _check_inside(message)
+    elif link == "client":
+        _check_fields(message, _INSIDE_CLIENT)
+
+
+def _check_fields(message: Message, inside: dict[str, dict[str, Check]]) -> None:
+    for name, is_right in inside.get(message.kind, {}).items():
+        if not is_right(message.fields[name]):
+            raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} does not hold what it must")
 
 
 def _check_inside(message: Message) -> None:
-    for name, is_right in _INSIDE.get(message.kind, {}).items():
-        if not is_right(message.fields[name]):
-            raise RemoteProtocolError(f"message {message.kind!r}: field {name!r} does not hold what it must")
+    _check_fields(message, _INSIDE)
     fits = _WHOLE.get(message.kind)
     if fits is not None and not fits(message):
         raise RemoteProtocolError(f"message {message.kind!r}: its fields and its {len(message.blobs)} blobs do not fit each other")
@@ -197,6 +213,15 @@ def _is_item_id(name: Any) -> bool:
     return isinstance(name, str) and name.isascii() and name.isdecimal() and len(name) < 20
 
 
+def _is_read_up_to(after: Any) -> bool:
+    """Up to where the lines of a node are known: of which start of it, and the number of the next line of each stage."""
+    return isinstance(after, dict) and (not after or (is_text(after.get("boot")) and _map(is_text, is_number)(after.get("stages"))))
+
+
+def _is_stretch_of_lines(stretch: Any) -> bool:
+    return isinstance(stretch, list) and len(stretch) == 3 and is_text(stretch[0]) and all(map(is_number, stretch[1:]))
+
+
 def _is_fact(value: Any) -> bool:
     if isinstance(value, list):
         return len(value) <= FACT_SIZE_MAX and all(isinstance(text, str) and len(text) <= FACT_SIZE_MAX for text in value)
@@ -211,8 +236,11 @@ def _are_facts(facts: dict[str, Any]) -> bool:
     return is_flat and is_number(facts.get("slots", 1)) and facts.get("slots", 1) <= config.SLOTS_MAX
 
 
+_FAILURE = _record(node=_is_words, stage=_is_words, text=_is_words)
+_is_rolled = _record(version=is_name, nodes=is_number, failure=_or_none(_FAILURE))
+_TRIAL = _record(rollout=is_number, old=is_number, ready=_list(is_text), failure=_or_none(_record(stage=is_text, text=_is_words)))
 _PLANNED = _record(
-    version=is_name, run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
+    version=is_name, rollout=_or_none(is_number), rolled=_or_none(_is_rolled), run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
     params=is_shallow, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
     parked=is_number, paused=_map(is_text, is_text), scaled=_map(is_text, is_process_count),
 )
@@ -225,15 +253,22 @@ def _is_planned(pipeline: Any) -> bool:
     return _PLANNED(pipeline) and (pipeline["seconds"] is not None or pipeline["state"] != "done")
 
 
+_INSIDE_CLIENT: dict[str, dict[str, Check]] = {  # what commands hold is looked at when they are proposed
+    "logs": {"after": lambda after: _map(_is_label, _is_read_up_to)(after)},
+}
+
 _INSIDE: dict[str, dict[str, Check]] = {
     "hello": {"cluster_id": _or_none(_is_label), "leader": _or_none(_is_label), "leader_address": _or_none(_is_label)},
     "give_way": {"cluster": _is_label},
     "accepted": {"cluster": _is_label, "into": _is_label},
     "join": {"boot": _is_label, "name": _is_label, "facts": _are_facts},
     "report": {"held": _map(is_text, _list(_is_held)), "sources": _list(is_text),
-               "ran_before": _map(_is_label, _map(is_text, _list(is_number)))},
+               "ran_before": _map(_is_label, _map(is_text, commands.have_run))},
+    "logs": {"after": _is_read_up_to},
+    "log_lines": {"stages": _list(_is_stretch_of_lines)},
     "window": {"queues": _map(is_text, is_number)},
-    "stats": {"running": _map(is_text, is_number), "service_us": _map(is_text, is_amount), "troubles": _map(is_text, _is_words)},
+    "stats": {"running": _map(is_text, is_number), "service_us": _map(is_text, is_amount), "troubles": _map(is_text, _is_words),
+              "trials": _map(is_text, _TRIAL)},
     "seen": {"runs": _map(is_text, is_number)},
     "alarm": {"key": is_text},
     "bundle_slice": {"parts": commands.are_parts},
@@ -247,7 +282,7 @@ _REPLIES: dict[tuple[str, str], dict[str, Check]] = {  # by kind and result, or 
     ("put", "already"): {"seq": is_number},
     ("put", "sequence"): {"seq": is_number},
     ("project", "ok"): {"project": _or_none(_DEPLOYED)},
-    ("deploy", "ok"): {"run": is_number, "state": is_text},
+    ("deploy", "ok"): {"run": is_number, "state": is_text, "rollout": _or_none(is_number)},
     ("start_run", "ok"): {"run": is_number},
     ("start_run", "running"): {"run": is_number},
 }
@@ -273,5 +308,6 @@ _WHOLE: dict[str, Callable[[Message], bool]] = {
     "bundle_slice": lambda m: len(m.blobs) == 1 and len(m.blobs[0]) <= config.BUNDLE_PART_BYTES,
     "grant": _is_whole_grant,
     "assigned": lambda m: len(m.blobs) <= 1,
+    "log_lines": lambda m: len(m.blobs) == len(m.fields["stages"]),
     "reply": _is_whole_reply,
 }

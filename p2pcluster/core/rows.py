@@ -100,6 +100,12 @@ class RowedState:
             else:
                 self.source_intervals_ns.pop(pipeline.full(stage["name"]), None)
 
+    def _unwire(self, pipeline: PipelineState) -> None:
+        """There is no such pipeline any more."""
+        self.ticking.pop(pipeline.name, None)
+        for name in [name for name in self.source_intervals_ns if name.startswith(f"{pipeline.name}/")]:
+            del self.source_intervals_ns[name]
+
     def coalesce(self) -> None:
         """Lay small neighbouring chunks together that no row has yet: one object and one row for what came in one by one."""
         by_queue: dict[str, list[int]] = {}

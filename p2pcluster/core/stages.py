@@ -272,6 +272,8 @@ class Stage(Joinable[P, R_co]):
             return
         if self.options.processes == "auto":
             raise GraphError(f'{blame}: a source has no queue that "auto" could go by; give a number of processes')
+        if self.options.processes > 1 and self.options.every_s is not None and not self.sharded:
+            raise GraphError(f"{blame}: {self.options.processes} processes would each run every tick; take `shard, shards`")
         if self.options.processes > 1 and self.is_generator and not self.sharded:
             raise GraphError(
                 f"{blame}: {self.options.processes} processes would each yield everything; take `shard, shards`"
@@ -408,7 +410,7 @@ class Decorator:
     - `batch` (None): the function gets a list of so many items, or of those that came within `batch_wait_s` (0.05);
     - `concurrency` (1): how many items an `async def` has in hand at once;
     - `rate` (None): "100/s" over the whole cluster;
-    - `every_s` (None): a source is called so often;
+    - `every_s` (None): a source is called so often; `missed` ("skip"): of the ticks that were missed "all", or the last one;
     - `max_items` (None): a process makes way for a fresh one after so many items.
     """
 

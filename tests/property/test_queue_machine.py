@@ -483,6 +483,18 @@ def a_time_of_day_is_taken_for_a_delay(m: Patch) -> None:
     m.setattr(queues, "by_clock", lambda at_ms: at_ms)
 
 
+def a_run_goes_on_with_the_ticks_of_the_one_before(m: Patch) -> None:
+    def start(state: State, message: Message, context: Any) -> Outcome:
+        pipeline = state.pipelines.get(message.fields["pipeline"])
+        ticks = pipeline.ticks if pipeline else {}
+        outcome = state._apply_start_run(message, context)
+        if pipeline:
+            pipeline.ticks = ticks
+        return outcome
+
+    handle(m, "start_run", start)
+
+
 def what_a_rate_let_through_is_not_in_the_log(m: Patch) -> None:
     m.setattr(State, "_pace", lambda *_: None)
 
@@ -639,6 +651,7 @@ def runs_begin_at_one_again(m: Patch) -> None:
         one_shard_ends_for_all,
         a_put_does_not_wait,
         a_time_of_day_is_taken_for_a_delay,
+        a_run_goes_on_with_the_ticks_of_the_one_before,
         what_a_rate_let_through_is_not_in_the_log,
         delayed_items_are_forgotten_at_the_end,
         keys_outlive_a_run,

@@ -173,6 +173,8 @@ class Chooser:
             {"count": known.count + 2, "hash": f"hash{known.seq}"} if self.random.random() < 0.5 else {}
         )
         source["finished"] = self.random.random() < 0.1
+        if self.random.random() < 0.3:
+            source["tick_ms"] = self.random.randint(0, 1000)
         bodies = self._new_bodies(self.random.randint(1, 5), "root")
         ports = [Port(["p/a", "p/b"], lengths_blob(map(len, bodies)), b"".join(bodies))]
         message = commands.put(

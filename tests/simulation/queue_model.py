@@ -54,6 +54,7 @@ def _stage(
         "sharded": processes > 1,
         "rate": None,
         "every_s": None,
+        "missed": "skip",
         "max_items": None,
         "defined_at": "pipeline.py:1",
         **more,
@@ -250,6 +251,7 @@ class ModelPipeline:
     paused: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, int | str] = field(default_factory=dict)
     paced: dict[str, int] = field(default_factory=dict)
+    ticks: dict[str, int] = field(default_factory=dict)
 
     rolling: dict[str, Any] | None = None  # `number`, the `former` release, and the `nodes` that run the new one
     rolled: dict[str, Any] | None = None
@@ -396,10 +398,12 @@ class Model:
             producer.hash = source.get("hash", producer.hash)
             producer.finished = producer.finished or source.get("finished", False)
             producer.cursor = bytes(blobs[-1]) if source.get("cursor") else producer.cursor
-            of, _, stage, _ = key.removeprefix("source:").split("/")
+            of, _, stage, shard = key.removeprefix("source:").split("/")
             if of in self.pipelines:
                 count = sum(len(values) for _, values, _, _ in self._ports(fields["ports"], blobs))
                 self._count_towards_the_rate(self.pipelines[of], stage, count)
+                if "tick_ms" in source:
+                    self.pipelines[of].ticks = {**self.pipelines[of].ticks, f"{stage}/{shard}": source["tick_ms"]}
         self.producers[key] = producer
         owner = key.removeprefix("source:").partition("/")[0] if key.startswith("source:") else None
         for name in {self.queues[name].pipeline for name in targets} | {owner}:
@@ -760,7 +764,7 @@ class Model:
                 if queue.record and queue.record["results"]:
                     self._drop(queue, None)
         pipeline.run += 1
-        pipeline.state, pipeline.params = "running", fields["params"]
+        pipeline.state, pipeline.params, pipeline.ticks = "running", fields["params"], {}
         pipeline.started_ms, pipeline.done_ms = self.at_ms, 0
         self._maybe_done(name)
         return "ok", {"run": pipeline.run}
