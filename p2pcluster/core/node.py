@@ -167,6 +167,7 @@ class Node:
         self._lost: dict[tuple[str, str], int] = {}
         self._watch = Watch(now_ms)
         self._next_due_ms = self._next_plan_ms = 0
+        self._runs: dict[str, tuple[int, str, int]] = {}
         self._take_count = 0
 
     # ---- events
@@ -364,6 +365,9 @@ class Node:
         self._admit_held()
         self._dispatch()
         self._answer_waiters()
+        runs = {pipeline.name: (pipeline.run, pipeline.state, pipeline.on_done_run) for pipeline in self.state.pipelines.values()}
+        if runs != self._runs:  # whoever waits for a run's end hears of it now
+            self._runs, self._next_plan_ms = runs, 0
 
     # ---- leading
 
