@@ -103,6 +103,7 @@ def from_executor(name: str = NAME) -> list[Message]:
         "report": {"held": {queue: [[1, 3, 1], [4, 5, 2]]}, "sources": [f"source:{name}/1/Emit/0"], "ran_before": {"boot-l": {queue: [1]}}},
         "window": {"queues": {queue: 3}},
         "stats": {"running": {f"{name}/Same": 1}, "service_us": {f"{name}/Same": 3.5}, "troubles": {f"{name}/Same": "does not start"},
+                  "trials": {name: {"rollout": 7, "old": 0, "ready": ["Same"], "failure": {"stage": "Same", "text": "does not start"}}},
                   "draining": False},
         "source_lost": {"pipeline": name, "stage": "Emit", "shard": 0},
         "alarm": {"key": f"{name}/Same", "text": "it raised"},

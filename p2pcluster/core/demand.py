@@ -8,9 +8,11 @@ fills and empties.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core.placement import Load, allowed_nodes
+from p2pcluster.core.rollouts import versions_of
 
 if TYPE_CHECKING:
     from p2pcluster.core.node import Session
@@ -24,10 +26,26 @@ FULL = 0.9  # a queue that is this full holds up whoever puts into it, or soon w
 
 def loads_of(state: State, nodes: list[Session], rates: Rates, planner: Planner) -> list[Load]:
     """The stages of the running pipelines. `nodes` are the sessions of the nodes that are here."""
-    return [_load(state, nodes, rates, planner, pipeline, stage, items)
-            for pipeline in state.pipelines.values() if pipeline.state == "running"
-            for items in [expected_items(pipeline, state.queues)]
-            for stage in pipeline.manifest["stages"]]
+    return [load for pipeline in state.pipelines.values() if pipeline.state == "running"
+            for load in _loads_of(state, nodes, rates, planner, pipeline)]
+
+
+def _loads_of(state: State, nodes: list[Session], rates: Rates, planner: Planner, pipeline: PipelineState) -> list[Load]:
+    """Of one pipeline. While a version is rolled out, a node runs the stages of the one that is in force there; how many processes a stage of
+    both has in all, the new one says."""
+    loads: dict[str, Load] = {}
+    versions = versions_of(pipeline, nodes)
+    for version, group in versions:
+        items = expected_items(version, state.queues)
+        for stage in version.manifest["stages"]:
+            load = _load(state, nodes, rates, planner, version, stage, items)
+            if len(versions) > 1:
+                fit = allowed_nodes(version, stage, group)[0]
+                here = frozenset(session.id for session in group) if fit is None else fit
+                newer = loads.get(load.stage)
+                load = replace(load, allowed=here) if newer is None else replace(newer, allowed=(newer.allowed or frozenset()) | here)
+            loads[load.stage] = load
+    return list(loads.values())
 
 
 def _load(state: State, nodes: list[Session], rates: Rates, planner: Planner, pipeline: PipelineState, stage: dict[str, Any],
@@ -35,7 +53,7 @@ def _load(state: State, nodes: list[Session], rates: Rates, planner: Planner, pi
     name = pipeline.full(stage["name"])
     queue = state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
     measured = [session.service_us[name] for session in nodes if name in session.service_us]
-    service_us = sum(measured) / len(measured) if measured else 0.0
+    service_us = sum(measured) / len(measured) / stage["concurrency"] if measured else 0.0
     expected = items[stage["reads"]] if stage["reads"] and not pipeline.is_paused(stage["name"]) else 0.0
     back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
     behind = [state.queues[pipeline.full(name)] for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back]

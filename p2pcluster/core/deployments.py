@@ -159,6 +159,7 @@ class Deployments(RowedState):
         for key in [key for key in self.producers if key.startswith(f"source:{pipeline.name}/")]:
             del self.producers[key]
             self._touch("producers", key)
+        self._unwire(pipeline)
         del self.pipelines[pipeline.name]
         self._touch("projects", pipeline.name)
         self._forget_versions({pipeline.version, *pipeline.versions_kept})

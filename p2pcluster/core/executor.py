@@ -8,12 +8,12 @@ service time, and speaks to the leader for all of them. It knows no socket, no p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from p2pcluster import config
-from p2pcluster.core import commands, controls
+from p2pcluster.core import commands, controls, rollouts
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.ranges import Fence, Range
@@ -21,6 +21,7 @@ from p2pcluster.errors import RemoteProtocolError
 
 SERVICE_WEIGHT = 0.3  # of the newest measurement in the running average
 UNMEASURED_MS_MIN = 500  # an item that runs this long says something of its stage before it is through
+NO_LIMIT = 1 << 62
 DEFAULT_SERVICE_US = float(config.WORK_QUEUED_US_MAX)  # until it is measured a function counts as slow: one item at a time
 FAILURE_LINE_INTERVAL_MS = 1000  # a stage that fails at everything says so once a second, and `parked` has the rest
 
@@ -142,11 +143,24 @@ class Process:
     finished: bool = False
     failure: dict[str, Any] | None = None
     timed_out: bool = False
+    left: int = NO_LIMIT  # how many items it may be given until it makes way for a fresh one
+    stage: StageWork | None = None  # of its own version; a source has none
+    ready_ms: int = 0
+    has_worked: bool = False
+
+
+@dataclass(slots=True)
+class Trial:
+    """What became here of a version that is rolled out. `failure`: the stage that did not start, and why."""
+
+    rollout: int
+    failure: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
 class StageWork:
-    """What this machine knows of one stage: the items that wait here, and how long one takes."""
+    """What this machine knows of one stage of one version: the items that wait here, and how long one takes. Processes of a version that
+    was replaced keep theirs until they have finished what runs."""
 
     name: str
     queue: str
@@ -206,7 +220,8 @@ class StageWork:
             return 0
         per_process = self.works_per_process * self.work_items
         spare = 0 if (self.service_us or 0) > config.SHARED_US_MAX else self.work_items * self.concurrency
-        return processes * (per_process + spare)
+        items: int = processes * (per_process + spare)
+        return items if self.record["max_items"] is None else min(items, processes * self.record["max_items"])
 
     def measure(self, elapsed_us: float, count: int) -> None:
         """Decayed sums of time and items, divided: one item that had to wait for the processor weighs as one, not as a thousand."""
@@ -216,7 +231,7 @@ class StageWork:
 
 
 class Start(NamedTuple):
-    """`in_hand`: how many items the process may have in hand at once, 0 where it is one."""
+    """`in_hand`: how many items the process may have in hand at once, 0 where it is one. `totals` of the run are for `on_done`."""
 
     key: int
     spec: Spec
@@ -224,6 +239,7 @@ class Start(NamedTuple):
     params: Any
     queue: str
     in_hand: int = 0
+    totals: dict[str, Any] | None = None
 
 
 class Send(NamedTuple):
@@ -265,6 +281,7 @@ class Executor:
         self._ticks: dict[tuple[str, str, int], Message] = {}
         self._source_backoff: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._on_done: dict[str, tuple[int, int, int]] = {}
+        self._trials: dict[str, Trial] = {}
         self._actions: list[Action] = []
         self._next_key = self._next_work = self._next_request = 1
         self._unanswered: dict[int, tuple[Message, Process | None]] = {}
@@ -297,20 +314,19 @@ class Executor:
     def _held(self) -> dict[str, list[list[Any]]]:
         """By queue, what this machine holds of it, as [lo, hi, the take's number]."""
         held: dict[str, list[list[Any]]] = {}
-        for stage in self.stages.values():
-            slices = [*stage.buffer]
-            for process in self.processes.values():
-                if process.spec.role == "stage" and _full(process.spec) == stage.name:
-                    slices += [part for work in process.works for part in work.rest(work.reported)]
+        places: list[tuple[str, Sequence[Slice]]] = [(stage.queue, stage.buffer) for stage in self.stages.values()]
+        places += [(process.stage.queue, work.rest(work.reported)) for process in self.processes.values() if process.stage is not None
+                   for work in process.works]
+        for queue, slices in places:
             if slices:
-                held[stage.queue] = [[part.lo, part.hi, part.fence.seq] for part in slices]
+                held.setdefault(queue, []).extend([part.lo, part.hi, part.fence.seq] for part in slices)
         return held
 
     def on_leader(self, message: Message, now_ms: int) -> None:
         """A message of the leader."""
         self._now_ms = now_ms
         handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
-                   "tick": self._on_tick, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
+                   "tick": self._on_tick, "revoke": self._on_revoke, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
         if handler is None:
             raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
         handler(message)
@@ -321,8 +337,9 @@ class Executor:
     def _on_plan(self, message: Message) -> None:
         before, self.pipelines = self.pipelines, message.fields["pipelines"]
         for name, pipeline in self.pipelines.items():
-            for line in controls.changes(name, before.get(name), pipeline):
+            for line in (*rollouts.told(name, before.get(name), pipeline), *controls.changes(name, before.get(name), pipeline)):
                 self._say(line)
+            self._plan_trial(name, pipeline)
         self._tell(Message("seen", {"runs": {name: p["run"] for name, p in self.pipelines.items() if p["is_over"]}}))
         counts = message.fields["processes"]
         for name, pipeline in self.pipelines.items():
@@ -330,26 +347,43 @@ class Executor:
                 if record["reads"]:
                     self._plan_stage(name, pipeline, record, counts.get(f"{name}/{record['name']}", 0))
         planned = {f"{name}/{r['name']}" for name, p in self.pipelines.items() for r in p["manifest"]["stages"]}
-        for stage in self.stages.values():
-            if stage.name not in planned:
-                stage.desired = 0
+        for full in [full for full in self.stages if full not in planned]:
+            self._give_back(self.stages.pop(full))
+        for name in self._trials.keys() - self.pipelines.keys():
+            del self._trials[name]
         self._settle()
+        self._report_stats()
 
     def _plan_stage(self, name: str, pipeline: dict[str, Any], record: dict[str, Any], desired: int) -> None:
         full = f"{name}/{record['name']}"
-        stage = self.stages.get(full)
-        if stage is None:
-            stage = self.stages[full] = StageWork(full, f"{name}/{record['reads']}", record)
-        of = (pipeline["version"], pipeline["run"])
+        stage, of = self.stages.get(full), (pipeline["version"], pipeline["run"])
+        if stage is None or stage.of[0] != of[0]:
+            stage = self._replace_stage(full, f"{name}/{record['reads']}", record, stage)
         if stage.record != record or stage.of != of:
             stage.crashes, stage.start_at_ms, stage.trouble, stage.of = 0, 0, None, of
         stage.record, stage.queue = record, f"{name}/{record['reads']}"
         stage.desired = desired
 
+    def _replace_stage(self, full: str, queue: str, record: dict[str, Any], former: StageWork | None) -> StageWork:
+        """What waits here was given for the former version, and goes back; how long an item took is the best guess at how long it will."""
+        stage = StageWork(full, queue, record)
+        if former is not None:
+            self._give_back(former)
+            stage.service_us, stage.measured_us, stage.measured_items = former.service_us, former.measured_us, former.measured_items
+        self.stages[full] = stage
+        return stage
+
+    def _plan_trial(self, name: str, pipeline: dict[str, Any]) -> None:
+        trial, number = self._trials.get(name), pipeline["rollout"]
+        if number is None:
+            self._trials.pop(name, None)
+        elif trial is None or trial.rollout != number:
+            self._trials[name] = Trial(number)
+
     def _on_grant(self, message: Message) -> None:
         stage = next((s for s in self.stages.values() if s.queue == message.fields["queue"]), None)
         fence = Fence(*message.fields["fence"])
-        if stage is None:
+        if stage is None or stage.of[0] != message.fields["version"]:
             ranges = [(lo, hi) for lo, hi, _, _ in message.fields["pieces"]]
             self._ask(commands.release(message.fields["queue"], ranges, fence))
             return
@@ -368,6 +402,17 @@ class Executor:
         self._assigned[where] = message
         self._end_former(where, fields["epoch"])
         self._settle()
+
+    def _on_revoke(self, message: Message) -> None:
+        """This machine may not run a source any more."""
+        where = (message.fields["pipeline"], message.fields["stage"], message.fields["shard"])
+        self._assigned.pop(where, None)
+        self._ticks.pop(where, None)
+        processes = self._sources_at(where)
+        for process in processes:
+            self._stop(process)
+        if not processes:
+            self._tell(Message("source_lost", message.fields))
 
     def _on_tick(self, message: Message) -> None:
         """A source is to be called. Its process may not be there yet; it hears it when it begins."""
@@ -437,21 +482,23 @@ class Executor:
         getattr(self, f"_on_process_{message.kind}")(process, message)
 
     def _on_process_ready(self, process: Process, message: Message) -> None:
-        process.ready = True
+        process.ready, process.ready_ms = True, self._now_ms
         if process.spec.role == "source":
             assert process.assigned is not None, "a source is started for an assignment"
             self._pause_source(process)
             self._send(process, Message("begin", process.assigned.fields, process.assigned.blobs))
             self._tell_tick(process)
         elif process.spec.role == "stage":
-            self.stages[_full(process.spec)].trouble = None
-            self._feed(self.stages[_full(process.spec)])
+            stage = self._stage_of(process)
+            stage.trouble = None
+            self._feed(stage)
             self._update_window()
 
     def _on_process_done(self, process: Process, message: Message) -> None:
-        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        work, stage = self._work_of(process, message), self._stage_of(process)
         start, count = work.reported, message.fields["count"]
         work.reported += count
+        process.has_worked = True
         stage.measure(message.fields["elapsed_us"], count)
         stage.crashes, stage.trouble = 0, None
         ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
@@ -465,7 +512,7 @@ class Executor:
 
     def _on_process_part(self, process: Process, message: Message) -> None:
         """Some of what an item emits, ahead of its report."""
-        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        work, stage = self._work_of(process, message), self._stage_of(process)
         ((item_id, _), *_) = work.ranges(work.reported, work.reported + 1)
         ports = [_addressed(port, process.ports) for port in message.fields["ports"]]
         self._ask(Message("part", {"queue": stage.queue, "id": item_id, "fence": list(work.fences(work.reported, work.reported + 1)[0]),
@@ -473,7 +520,7 @@ class Executor:
 
     def _on_process_lost(self, process: Process, message: Message) -> None:
         """The items are not this machine's any more, as somebody refused what they emitted: whoever holds them runs them again."""
-        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        work, stage = self._work_of(process, message), self._stage_of(process)
         start, stop = work.reported, work.reported + message.fields["count"]
         for found, fence in zip(work.ranges(start, stop), work.fences(start, stop), strict=True):
             self._ask(commands.release(stage.queue, [found], fence))
@@ -485,41 +532,60 @@ class Executor:
         self._work_of(process, message).is_divided = True
 
     def _on_process_failed(self, process: Process, message: Message) -> None:
-        work, stage = self._work_of(process, message), self.stages[_full(process.spec)]
+        work, stage = self._work_of(process, message), self._stage_of(process)
         ((item_id, _),) = work.ranges(work.reported, work.reported + 1)
         work.reported += 1
+        process.has_worked = True
         stage.measure(message.fields["elapsed_us"], 1)
         self._fail(process, stage, work, item_id, message.fields["error"])
         self._after_report(process, work, stage)
+
+    @staticmethod
+    def _stage_of(process: Process) -> StageWork:
+        assert process.stage is not None, "a process that runs items has a stage"
+        return process.stage
+
+    def _take_back(self, stage: StageWork, slices: list[Slice]) -> None:
+        """Items that did not run wait for another process of their version; where that was replaced, they go back."""
+        stage.buffer.extendleft(reversed(slices))
+        if self.stages.get(stage.name) is not stage:
+            self._give_back(stage)
 
     def _work_of(self, process: Process, message: Message) -> Work:
         work = process.works[0]
         if work.number == message.fields["work"]:
             return work
-        assert self.stages[_full(process.spec)].concurrency > 1, "a process reports its works in order"
+        assert self._stage_of(process).concurrency > 1, "a process reports its works in order"
         return next(work for work in process.works if work.number == message.fields["work"])
 
     def _after_report(self, process: Process, work: Work, stage: StageWork) -> None:
         process.is_stuck = False
         if work.reported >= work.count:
             process.works.remove(work)
-        if process.stopping and not process.works:
-            self._send(process, Message("stop", {}))
+        if not process.works:
+            self._maybe_end(process)
         self._feed(stage)
         self._update_window()
 
+    def _maybe_end(self, process: Process) -> None:
+        """It has nothing in hand: time to go for one that was told to, or that had as many items as it may have."""
+        if process.stopping:
+            self._send(process, Message("stop", {}))
+        elif process.left <= 0:
+            self._stop(process)
+
     def _on_process_returned(self, process: Process, message: Message) -> None:
         """What was recalled and had not begun: the work is shorter by that."""
-        stage = self.stages[_full(process.spec)]
+        stage = self._stage_of(process)
         for work in list(process.works):
             if work.number == message.fields["work"]:
-                stage.buffer.extendleft(reversed(work.shorten(message.fields["kept"])))
+                process.left += work.count - message.fields["kept"]
+                self._take_back(stage, work.shorten(message.fields["kept"]))
                 if work.reported >= work.count:
                     process.works.remove(work)
         if not process.works:
             process.is_stuck = False  # it had reported what it seemed to be stuck with, and no further report will say so
-        if process.stopping and not process.works:
-            self._send(process, Message("stop", {}))
+            self._maybe_end(process)
         self._feed(stage)
 
     def _on_process_put(self, process: Process, message: Message) -> None:
@@ -530,6 +596,7 @@ class Executor:
         put = Message("put", {"producer": [fields["producer"], fields["epoch"], seq], "ports": ports,
                               "source": message.fields["source"]}, message.blobs)
         process.finished = process.finished or bool(message.fields["source"].get("finished"))
+        process.has_worked = True
         process.unacked.append((seq, put))
         self._source_backoff.pop(_source(process.spec), None)
         self._ask(put, process)
@@ -542,6 +609,10 @@ class Executor:
     def _on_process_shorter(self, process: Process, message: Message) -> None:
         self._alarm(process.spec, f"{process.spec.stage}: after a restart the generator ended before the point that it had reached; it stays "
                                   f"open: to end it, run close {process.spec.stage}")
+
+    def _on_process_spent(self, process: Process, message: Message) -> None:
+        """A source emitted as much as one process of it may; all of that is in the log."""
+        process.stopping = True
 
     def _on_process_finished(self, process: Process, message: Message) -> None:
         process.finished = True
@@ -568,7 +639,7 @@ class Executor:
         self._settle()
 
     def _stage_exit(self, process: Process, how: str, running: int, stderr: list[str]) -> None:
-        stage = self.stages[_full(process.spec)]
+        stage = self._stage_of(process)
         left: list[Slice] = []
         in_company = running and stage.concurrency > 1 and len(process.works) > 1
         for work in process.works:
@@ -581,10 +652,11 @@ class Executor:
                 continue
             self._fail(process, stage, work, running, self._death(stage, process, how, stderr))
             left += _without_item(work.rest(work.reported), running)
-        stage.buffer.extendleft(reversed(left))
+        self._take_back(stage, left)
         if process.stopping:
             return
         stage.crashes += 1
+        self._note_failure(process, self._start_trouble(process, how, stderr), stage.crashes, running)
         if stage.crashes > 1 or not process.ready:
             delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** min(stage.crashes - 1, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
             stage.start_at_ms = self._now_ms + int(1000 * delay_s)
@@ -593,6 +665,14 @@ class Executor:
             self._say(f"{process.spec.stage}: {stage.trouble}")
         elif not running:
             self._say(f"{process.spec.stage}: its process {how} and is started again")
+
+    def _note_failure(self, process: Process, text: str, crashes: int, running: int) -> None:
+        """A process has ended before its first item. Once may be chance, unless it said what it lacks."""
+        trial, pipeline = self._trials.get(process.spec.pipeline), self.pipelines.get(process.spec.pipeline)
+        if trial is None or pipeline is None or process.spec.version != pipeline["version"] or process.has_worked or running:
+            return
+        if trial.failure is None and (process.failure is not None or crashes >= config.ROLL_OUT_CRASHES):
+            trial.failure = {"stage": process.spec.stage, "text": text}
 
     def _death(self, stage: StageWork, process: Process, how: str, stderr: list[str]) -> dict[str, Any]:
         timeout_s = stage.record["timeout_s"]
@@ -615,6 +695,7 @@ class Executor:
             return
         if not process.stopping:
             tries = self._source_backoff.get(where, (0, 0))[0] + 1
+            self._note_failure(process, self._start_trouble(process, how, stderr), tries, 0)
             delay_s = 0.0 if tries == 1 and process.failure is None else min(
                 config.RESTART_BACKOFF_S * 2.0 ** min(tries, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
             self._source_backoff[where] = (tries, self._now_ms + int(1000 * delay_s))
@@ -666,14 +747,14 @@ class Executor:
             self._actions.append(Kill(process.key))
 
     def _watch(self, process: Process, position: tuple[int, int]) -> None:
-        if self.stages[_full(process.spec)].concurrency > 1:
-            self._watch_tasks(process, self.stages[_full(process.spec)])
+        if self._stage_of(process).concurrency > 1:
+            self._watch_tasks(process, self._stage_of(process))
             return
         if position != process.position or not position[1]:
             process.position, process.position_ms = position, self._now_ms
             return
         ran_s = (self._now_ms - process.position_ms) / 1000
-        stage = self.stages[_full(process.spec)]
+        stage = self._stage_of(process)
         timeout_s = stage.record["timeout_s"]
         if timeout_s is not None and ran_s >= timeout_s and not process.timed_out:
             process.timed_out = True
@@ -689,6 +770,9 @@ class Executor:
 
     def _settle(self) -> None:
         """Start what is missing, stop what is too many or of another version."""
+        for process in list(self.processes.values()):
+            if process.stage is not None and self.stages.get(process.stage.name) is not process.stage:
+                self._stop(process)
         for stage in self.stages.values():
             self._settle_stage(stage)
         for pipeline_name, pipeline in self.pipelines.items():
@@ -705,7 +789,7 @@ class Executor:
         for process in mine:
             if process.spec != spec:
                 self._stop(process)
-        current = [p for p in mine if not p.stopping]
+        current = [p for p in mine if not p.stopping or p.left <= 0]  # one that makes way is replaced when it is gone
         for process in sorted(current, key=lambda p: len(p.works))[: max(0, len(current) - wanted)]:
             self._stop(process)
         old = any(p.spec != spec for p in mine)
@@ -769,10 +853,13 @@ class Executor:
         process = Process(self._next_key, spec, ports, position_ms=self._now_ms)
         self._next_key += 1
         self.processes[process.key] = process
+        process.stage = self.stages[_full(spec)] if spec.role == "stage" else None
+        process.left = record["max_items"] or NO_LIMIT if record else NO_LIMIT
         project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
         queue = f"{spec.pipeline}/{record['reads']}" if record and record["reads"] else ""
         in_hand = max(record["batch"] or 1, record["concurrency"]) if record else 1
-        self._actions.append(Start(process.key, spec, project, pipeline["params"], queue, in_hand if in_hand > 1 else 0))
+        self._actions.append(Start(process.key, spec, project, pipeline["params"], queue, in_hand if in_hand > 1 else 0,
+                                   pipeline.get("totals")))
         return process
 
     def _stop(self, process: Process) -> None:
@@ -792,7 +879,7 @@ class Executor:
             return
         while stage.buffer:
             hungry = [p for p in self.processes.values()
-                      if p.ready and not p.stopping and not p.is_stuck and _full(p.spec) == stage.name
+                      if p.ready and not p.stopping and not p.is_stuck and p.stage is stage and p.left > 0
                       and len(p.works) < stage.works_per_process]
             if not hungry:
                 return
@@ -809,8 +896,8 @@ class Executor:
             is_alone = stage.goes_alone(stage.buffer[0].lo)
             room = 1 if is_alone and stage.concurrency > 1 else stage.works_per_process
             hungry = [p for p in self.processes.values()
-                      if p.ready and not p.stopping and not p.is_stuck and _full(p.spec) == stage.name and len(p.works) < room
-                      and not (stage.concurrency > 1 and any(work.is_alone for work in p.works))]
+                      if p.ready and not p.stopping and not p.is_stuck and p.stage is stage and len(p.works) < room
+                      and p.left > 0 and not (stage.concurrency > 1 and any(work.is_alone for work in p.works))]
             if not hungry or (not is_alone and self._waits_for_more(stage)):
                 return
             process = min(hungry, key=lambda p: len(p.works))
@@ -826,6 +913,7 @@ class Executor:
         bytes_max = config.GRANT_BYTES_MAX if stage.batch else config.WORK_BYTES_MAX
         slices: list[Slice] = []
         size = 0
+        count = min(count, process.left)
         while stage.buffer and count > 0:
             if slices and stage.batch and size + len(stage.buffer[0].body) > bytes_max:
                 break
@@ -845,6 +933,7 @@ class Executor:
         work = Work(self._next_work, slices, sum(part.hi - part.lo for part in slices), sent_ms=self._now_ms)
         self._next_work += 1
         process.works.append(work)
+        process.left -= work.count
         deliveries = {}
         if stage.deliveries:
             for _, item_id in _numbered(work):
@@ -889,7 +978,7 @@ class Executor:
     def _update_window(self) -> None:
         windows = {}
         for stage in self.stages.values():
-            ready = sum(1 for p in self.processes.values() if p.ready and not p.stopping and _full(p.spec) == stage.name)
+            ready = sum(1 for p in self.processes.values() if p.ready and not p.stopping and p.stage is stage)
             windows[stage.queue] = stage.window(ready)
         if any(_differs(windows.get(queue, 0), self._windows.get(queue, 0)) for queue in {*windows, *self._windows}):
             self._windows = windows
@@ -907,11 +996,25 @@ class Executor:
             "running": running,
             "service_us": {s.name: us for s in self.stages.values() if (us := self._service_us(s)) is not None},
             "troubles": {s.name: s.trouble for s in self.stages.values() if s.trouble},
+            "trials": {name: self._report_of(name, trial) for name, trial in self._trials.items()},
             "draining": self.draining,
         }
         if stats != self._stats:
             self._stats = stats
             self._tell(Message("stats", stats))
+
+    def _report_of(self, name: str, trial: Trial) -> dict[str, Any]:
+        """How a version that is rolled out does here: how many processes of others are left, and which of its stages have proved themselves."""
+        mine = [p for p in self.processes.values() if p.spec.pipeline == name and p.spec.role != "on_done"]
+        of_version = [p for p in mine if p.spec.version == self.pipelines[name]["version"]]
+        proved = {p.spec.stage: True for p in of_version if self._has_proved_itself(p)}
+        for process in of_version:
+            if process.spec.role == "source" and not self._has_proved_itself(process):
+                proved.pop(process.spec.stage, None)  # each shard of a source is one by itself
+        return {"rollout": trial.rollout, "old": len(mine) - len(of_version), "ready": sorted(proved), "failure": trial.failure}
+
+    def _has_proved_itself(self, process: Process) -> bool:
+        return process.ready and (process.has_worked or self._now_ms - process.ready_ms >= int(1000 * config.ROLL_OUT_WATCHED_S))
 
     def _service_us(self, stage: StageWork) -> float | None:
         """How long an item takes. Before the first one is through, at least as long as it has been running: by steps, as each is told."""

@@ -800,6 +800,7 @@ class Node:
                 "runs_on_done": session is self._runner_of_on_done(pipeline, nodes), "is_over": is_over(pipeline),
                 "seconds": (pipeline.done_ms - pipeline.started_ms) / 1000 if pipeline.state == "done" else None,
                 "parked": self.state.parked_of_run(pipeline) if pipeline.state == "done" else 0,
+                "totals": self.state.totals_of_run(pipeline) if pipeline.state == "done" else None,
             }
         return {"pipelines": pipelines, "processes": processes}
 

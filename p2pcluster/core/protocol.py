@@ -116,6 +116,7 @@ PROCESS: dict[str, Spec] = {
     "changed": Spec("process", {}),
     "shorter": Spec("process", {}),
     "error": Spec("process", {"error": (dict,)}),
+    "spent": Spec("process", {}),
     "finished": Spec("process", {}),
     "progress": Spec("process", {"fraction": (int, float), "text": _TEXT, "total": (int, float, type(None))}),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from p2pcluster.core import rollouts
 from p2pcluster.core.membership import role_of
 from p2pcluster.core.placement import admitted_nodes, allowed_nodes, not_admitted
 from p2pcluster.core.queues import State
@@ -137,7 +138,7 @@ def _unplaced(nodes: list[Session], pipeline: PipelineState, stage: dict[str, An
 
 
 def _is_full(queue: QueueState) -> bool:
-    return (queue.maxsize is not None and queue.open_count >= queue.maxsize) or (
+    return (queue.maxsize is not None and queue.room_taken >= queue.maxsize) or (
         queue.bytes_max is not None and queue.open_bytes >= queue.bytes_max)
 
 
@@ -152,7 +153,7 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
 
 
 def _alarms(state: State, nodes: list[Session], alarms: list[str]) -> list[str]:
-    found = list(alarms)
+    found = [*alarms, *(why for pipeline in state.pipelines.values() if (why := rollouts.alarm(pipeline)) is not None)]
     found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
     running = [pipeline for pipeline in state.pipelines.values() if pipeline.state == "running"]
     found += [f"{pipeline.name}: {why}" for pipeline in running if (why := not_admitted(pipeline, nodes)) is not None]

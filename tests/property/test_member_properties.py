@@ -290,7 +290,8 @@ def at_work(said: list[Message]) -> tuple[Machine, Message, dict[str, int]]:
     machine.hear(plan)
     machine.hear(next(message for message in said if message.kind == "assigned"))
     for queue in (f"{PIPELINE}/Route", f"{hostile.NAME}/in"):
-        machine.hear(Message("grant", {"queue": queue, "fence": ["m", "boot", 1], "deliveries": {}, "pieces": [[1, 2, 1, None]]},
+        version = plan.fields["pipelines"][queue.partition("/")[0]]["version"]
+        machine.hear(Message("grant", {"queue": queue, "version": version, "fence": ["m", "boot", 1], "deliveries": {}, "pieces": [[1, 2, 1, None]]},
                              (lengths_blob([1]), b"v")))
     return machine, plan, {f"{p.spec.pipeline}/{p.spec.stage}": p.key for p in machine.executor.processes.values()}
 

@@ -227,7 +227,7 @@ class Machine:
     def plan(self, **paused: str) -> None:
         names = {"all" if name == "" else name for name in paused}
         pipeline = {"manifest": PIPELINE.manifest(), "version": "v", "run": 1, "state": "running", "project": {}, "zip_sha256": "",
-                    "params": None, "on_done_run": 0, "is_over": False, "scaled": {},
+                    "params": None, "on_done_run": 0, "is_over": False, "scaled": {}, "rollout": None, "rolled": None,
                     "paused": {"" if name == "all" else name: why for name, why in paused.items()}}
         assert names == set(paused)
         self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {}}), 0)

@@ -53,10 +53,11 @@ def test_a_missing_field_and_a_bool_for_a_number_are_refused() -> None:
 
 SAID = [*hostile.from_executor(), *hostile.between_nodes("m", "n")]
 MEMBER = {message.kind: message for message in SAID if message.kind in protocol.MEMBER} | {
-    "grant": Message("grant", {"queue": "p/q", "fence": ["n", "b", 1], "deliveries": {"1": 2},
+    "grant": Message("grant", {"queue": "p/q", "version": "v", "fence": ["n", "b", 1], "deliveries": {"1": 2},
                                "pieces": [[1, 3, 1, None], [4, 5, 1, ["k"]]]}, (lengths_blob([1, 1]), b"ab", lengths_blob([0]), b"")),
     "assigned": Message("assigned", {"pipeline": "p", "stage": "s", "shard": 0, "producer": "source:p/1/s/0", "epoch": 1, "seq": 0,
                                      "count": 0, "hash": ""}, (b"cursor",)),
+    "revoke": Message("revoke", {"pipeline": "p", "stage": "s", "shard": 0}),
     "reply": Message("reply", {"req": 1, "kind": "put", "result": "ok", "seq": 1}),
     "bundle_slice": Message("bundle_slice", {"version": "v", "part": 0, "parts": 1}, (b"zip",)),
 }
@@ -76,6 +77,7 @@ def test_what_members_say_passes(kind: str) -> None:
     ("report", {"sources": [1]}), ("report", {"ran_before": {"b": {"p/q": [None]}}}), ("report", {"ran_before": {"b": []}}),
     ("window", {"queues": {"p/q": -1}}), ("window", {"queues": {"p/q": "1"}}), ("seen", {"runs": {"p": None}}),
     ("stats", {"running": {"p/s": 0.5}}), ("stats", {"service_us": {"p/s": 10**300}}), ("stats", {"troubles": {"p/s": 1}}),
+    ("stats", {"trials": {"p": {"rollout": 1, "old": 0, "ready": []}}}), ("grant", {"version": None}),
     ("snapshot_slice", {"total": 1}), ("bundle_slice", {"parts": 0}), ("bundle_slice", {"parts": 1 << 40}),
     ("grant", {"fence": ["n", "b"]}), ("grant", {"deliveries": {"one": 1}}), ("grant", {"pieces": [[1, 3, 1, None]]}),
     ("grant", {"pieces": [[1, 3, 1, None], [4, 6, 1, None]]}), ("grant", {"pieces": [[1, 3, 1, ["k"]], [4, 5, 1, None]]}),

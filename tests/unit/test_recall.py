@@ -19,7 +19,7 @@ class Machine:
     def __init__(self) -> None:
         stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {},
+                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
                     "on_done_run": 0, "is_over": False}
         self.executor = Executor("here")
         self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": 1}}), 0)
@@ -34,7 +34,8 @@ class Machine:
 
     def grant(self, lo: int, hi: int, now_ms: int) -> None:
         blobs = (array("I", [1] * (hi - lo)).tobytes(), b"x" * (hi - lo))
-        self.executor.on_leader(Message("grant", {"queue": "p/S", "pieces": [[lo, hi, 1, None]], "fence": ["here", "boot", 1], "deliveries": {}},
+        self.executor.on_leader(Message("grant", {"queue": "p/S", "pieces": [[lo, hi, 1, None]], "fence": ["here", "boot", 1], "deliveries": {},
+                                                  "version": "v"},
                                         blobs), now_ms)
 
     def tick(self, work: int, item: int, now_ms: int) -> None:

@@ -22,7 +22,7 @@ class Machine:
     def plan(self, processes: int, run: int = 1, now_ms: int = 0) -> None:
         stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": run,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {},
+                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
                     "on_done_run": 0, "is_over": False}
         self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": processes}}), now_ms)
         self.look(now_ms)
