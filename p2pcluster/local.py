@@ -35,7 +35,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
 from p2pcluster.errors import ClusterError, WrongUsage
 from p2pcluster.values import DECODERS
-from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, refuse_what_cannot_run, source_runner
+from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, entered_in, source_runner
 
 _BATCH = 100  # values that a source puts at a time
 _STEP_MS = 10  # the clock's step while nothing happens
@@ -94,8 +94,20 @@ def _inputs(pipeline: Pipeline, inputs: Any) -> dict[str, Iterable[Any]]:
     return dict(inputs)
 
 
+class _Remembering(StageRunner):
+    """Takes a note of what a function raised: the executor only hears text."""
+
+    failures: dict[tuple[str, int], BaseException]
+    waits_for_parts = False  # whoever would answer waits for this
+
+    def _report_failure(self, work: Work, error: BaseException) -> None:
+        assert self._context.queue is not None and self._context.item_id is not None, "a stage runs an item"
+        self.failures[(self._context.queue, self._context.item_id)] = error
+        super()._report_failure(work, error)
+
+
 class _Stage:
-    """A stage "process": its runner, and the exception of each item that failed last."""
+    """A stage "process": its runner, which runs what it is given at once."""
 
     def __init__(self, run: _Run, key: int, spec: Spec) -> None:
         record = run.records[spec.stage]
@@ -103,27 +115,62 @@ class _Stage:
         self._context = run.context(spec.stage, f"{run.pipeline.name}/{record['reads']}")
         with contexts.active(self._context):
             function = run.stack.enter_context(callable_of(stage))
-        self._runner = StageRunner(record, run.queues, self._remembering(function, run.failures), stage.is_generator, self._context,
-                                   memoryview(bytearray(16)).cast("Q"), lambda message: run.hear(key, message))
+        self._runner = self._made(run, record)(record, run.queues, function, stage.is_generator, self._context, _room(2),
+                                               lambda message: run.hear(key, message))
+        self._runner.failures = run.failures
 
-    def _remembering(self, function: Callable[..., Any], failures: dict[tuple[str, int], BaseException]) -> Callable[..., Any]:
-        """The function, and a note of what it raised: the executor only hears text."""
-        context = self._context
+    @staticmethod
+    def _made(run: _Run, record: dict[str, Any]) -> Callable[..., Any]:
+        if record["batch"] is None:
+            return _Remembering
+        from p2pcluster.together import BatchRunner
 
-        def called(value: Any) -> Any:
-            try:
-                return function(value)
-            except BaseException as error:
-                assert context.queue is not None and context.item_id is not None, "a stage runs an item"
-                failures[(context.queue, context.item_id)] = error
-                raise
+        class Batches(_Remembering, BatchRunner):
+            """Both."""
 
-        return called
+        return lambda *arguments: Batches(*arguments, _room(record["batch"]))
 
     def on_message(self, message: Message) -> None:
         if message.kind == "work":
             with contexts.active(self._context):
                 self._runner.run(Work(message))
+
+
+class _Tasks:
+    """A "process" of a stage with several items in hand: all of these share one loop, which runs while nothing else moves."""
+
+    def __init__(self, run: _Run, key: int, spec: Spec) -> None:
+        from p2pcluster.together import TaskRunner
+
+        record = run.records[spec.stage]
+        stage = run.pipeline.stages[spec.stage]
+        context = run.context(spec.stage, f"{run.pipeline.name}/{record['reads']}")
+
+        class Tasks(TaskRunner):
+            waits_for_parts = False
+
+            def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
+                run.failures[(f"{run.pipeline.name}/{record['reads']}", work.ids[0])] = error
+                super().failed(work, error, elapsed_us)
+
+        loop_runner = run.loop_runner()
+        with contexts.active(context):
+            function = run.stack.enter_context(entered_in(stage, loop_runner))
+        self.runner = Tasks(record, run.queues, function, stage.is_generator, context, _room(2), lambda message: run.hear(key, message),
+                            _room(record["concurrency"]), loop_runner.get_loop())
+
+    def on_message(self, message: Message) -> None:
+        if message.kind == "work":
+            self.runner.begin(Work(message))
+
+
+async def _wait_for_one(tasks: list[asyncio.Task[None]]) -> None:
+    """Until one of them has ended, or for a step of the clock: what one waits for may come from a stage that waits for that."""
+    await asyncio.wait(tasks, timeout=_STEP_MS / 1000, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _room(count: int) -> memoryview:
+    return memoryview(bytearray(8 * count)).cast("Q")
 
 
 class _Source:
@@ -180,15 +227,26 @@ class _Run:
         for record in self.manifest["stages"]:
             record["where"] = None  # rules are about a cluster's nodes, and here is none
             record["rate"] = None  # what it spares is elsewhere, and here the clock jumps
-        refuse_what_cannot_run(self.manifest)
+            record["max_items"] = None  # here is one process, which stays
+        for record in self.manifest["queues"]:
+            if record["read_by"] is None:  # whoever takes from it in a cluster is not here
+                record["maxsize"] = record["bytes_max"] = None
         self.records = {record["name"]: record for record in self.manifest["stages"]}
         self.queues = {record["name"]: record for record in self.manifest["queues"]}
         self.failures: dict[tuple[str, int], BaseException] = {}
         self._now_ms = 0
         self._heard: deque[tuple[int, Message]] = deque()
         self._processes: dict[int, Any] = {}
+        self._loop_runner: asyncio.Runner | None = None
+        self._is_answered = False
         self._node = Node("local", Random(0), HardState(), Log(), State(), Configuration(("local",)), 0, 0)
         self._executor = Executor("local")
+
+    def loop_runner(self) -> asyncio.Runner:
+        """The loop of all stages with several items in hand."""
+        if self._loop_runner is None:
+            self._loop_runner = self.stack.enter_context(asyncio.Runner())
+        return self._loop_runner
 
     def context(self, stage: str, queue: str | None) -> contexts.Context:
         return contexts.Context(run=1, queue=queue, stage=stage, node="local", params=self.params, out_dir=self.out_dir,
@@ -222,7 +280,7 @@ class _Run:
     def _feed(self, queue: dict[str, Any]) -> None:
         """Put what `inputs` has for a queue that is fed from outside, and close it."""
         runner = SourceRunner({"name": queue["name"], "ports": [{"label": None, "queues": [queue["name"]]}], "resumable": False,
-                               "sharded": False, "processes": 1, "rate": None}, self.queues, lambda arguments: (), False,
+                               "sharded": False, "processes": 1, "rate": None, "max_items": None}, self.queues, lambda arguments: (), False,
                               lambda message: self._put_from_outside(queue["name"], message))
         values = iter(self.inputs.get(queue["name"], ()))
         while batch := list(itertools.islice(values, _BATCH)):
@@ -235,14 +293,20 @@ class _Run:
         self._ask(Message("put", {"producer": producer, "ports": ports, "source": None}, message.blobs))
 
     def _ask(self, message: Message) -> None:
+        self._is_answered = False
         self._node.step("user", message._replace(fields={**message.fields, "req": 1}), self._now_ms)
         self._pump()
+        while not self._is_answered:  # a put waits for room
+            self._tick()
 
     def _tick(self) -> None:
         self._now_ms += _STEP_MS
         self._node.tick(self._now_ms)
         self._executor.tick(self._now_ms, {})
         self._pump()
+        if tasks := [task for process in self._processes.values() if isinstance(process, _Tasks) for task in process.runner.tasks]:
+            self.loop_runner().run(_wait_for_one(tasks))
+            self._pump()
 
     def _pump(self) -> None:
         """Carry everything until nothing moves."""
@@ -263,22 +327,25 @@ class _Run:
             if isinstance(action, ToLeader):
                 self._node.step(LOCAL_SESSION, action.message, self._now_ms)
             elif isinstance(action, Start):
-                self._start_process(action.key, action.spec)
+                self._start_process(action.key, action.spec, action.totals)
             elif isinstance(action, Send):
                 self._send(action.key, action.message)
         return bool(actions)
 
-    def _start_process(self, key: int, spec: Spec) -> None:
+    def _start_process(self, key: int, spec: Spec, totals: dict[str, Any] | None) -> None:
         if spec.role == "on_done":
             assert self.pipeline.on_done is not None, "the manifest says that there is an on_done"
-            with contexts.active(self.context("on_done", None)):
+            context = self.context("on_done", None)
+            context.totals = totals
+            with contexts.active(context):
                 self.pipeline.on_done()
             self.hear(key, Message("ready", {}))
             self.hear(key, Message("finished", {}))
             self._carry_heard()
             self._executor.on_exit(key, "ended", 0, [], self._now_ms)
             return
-        self._processes[key] = (_Source if spec.role == "source" else _Stage)(self, key, spec)
+        tasks = spec.role == "stage" and self.records[spec.stage]["concurrency"] > 1
+        self._processes[key] = (_Source if spec.role == "source" else _Tasks if tasks else _Stage)(self, key, spec)
         self.hear(key, Message("ready", {}))
 
     def _send(self, key: int, message: Message) -> None:
@@ -294,7 +361,9 @@ class _Run:
             message = grant_message(item, [chunk.slice(lo, hi) for chunk, lo, hi in item.pieces]) if isinstance(item, Grant) else item
             if session == LOCAL_SESSION:
                 self._executor.on_leader(message, self._now_ms)
-            elif message.fields.get("result") == "refused":
+            elif message.fields.get("result") != "refused":
+                self._is_answered = True
+            else:
                 raise ClusterError(f"{message.fields['kind']} was refused ({message.fields.get('code')})")
         return bool(sent)
 

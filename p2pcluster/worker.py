@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config, output
 from p2pcluster.core import context as contexts
@@ -43,6 +43,11 @@ from p2pcluster.core.pacing import burst_of, interval_ns_of
 from p2pcluster.core.stages import DROP, At, Stage, To, entered, entered_async, needs_loop
 from p2pcluster.errors import ClusterError, ProjectError, ValueRefused, WrongUsage
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from p2pcluster.together import TaskRunner
 
 POSITION_BYTES = 16  # two u64 in the machine's order: the work's number, the running item's id (0: none)
 PROGRESS_S = 0.5  # what a function says of its progress goes on this often at most, and its end always
@@ -213,7 +218,7 @@ class StageRunner:
         self._position = position
         self._send = send
         self._decode = DECODERS[queues[stage["reads"]]["codec"]]
-        self._ports = _Ports(stage, queues)
+        self._ports = Ports(stage, queues)
         self._encode = self._ports.encoders[0] if self._ports.encoders else _no_value
         # None: every call's result needs a look, because it emits what it yields, or in more than one form
         self._special = None if is_generator or self._ports.has_forms else _SPECIAL
@@ -403,7 +408,7 @@ class _Pace:
         return self._stride
 
 
-class _Ports:
+class Ports:
     """Where values leave, and how they become bytes."""
 
     def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]]) -> None:
@@ -482,7 +487,7 @@ class SourceRunner:
         self._make = make
         self._is_generator = is_generator
         self._send = send
-        self._ports = _Ports(stage, queues)
+        self._ports = Ports(stage, queues)
         sizes = [queues[name]["maxsize"] for port in stage["ports"] for name in port["queues"]]
         self._batch_max = max(1, min([config.WORK_ITEMS_MAX, *[size // 8 for size in sizes if size is not None]]))
         self._in_flight_max = config.SOURCE_BATCHES_IN_FLIGHT
@@ -496,7 +501,7 @@ class SourceRunner:
         self._count = 0
         self._hash = sha256()
         self._seq = self._acked = 0
-        self._stop = self._paused = False
+        self._stop = self._paused = self._is_spent = False
         self._flushed_ns = 0
         self._awake = threading.Event()
         self._is_asleep = False
@@ -549,6 +554,9 @@ class SourceRunner:
             self._flush(wait=True)
             if ended and not self._stop:
                 self._put([], finished=True)
+            if self._is_spent:
+                self._make_way()
+                return
             while not self._stop:
                 self._lock.wait()
 
@@ -564,8 +572,22 @@ class SourceRunner:
                 self._send(Message("changed", {}))
                 self._count, self._hash = 0, sha256()
                 values = self._values(arguments)
+        if self._stage["max_items"] is not None:
+            values = self._up_to_max(values)
         self._emit_plainly(values) if self._is_plain else self._emit_each(values)
-        return not self._stop
+        return not self._stop and not self._is_spent
+
+    def _up_to_max(self, values: Iterator[Any]) -> Iterator[Any]:
+        count = 0
+        for count, value in enumerate(itertools.islice(values, self._stage["max_items"]), 1):
+            yield value
+        self._is_spent = count == self._stage["max_items"]
+
+    def _make_way(self) -> None:
+        """This process emitted as much as it may. It goes when all of it is in the log: a function would not give it again."""
+        while self._acked < self._seq and not self._stop:
+            self._lock.wait()
+        self._send(Message("spent", {}))
 
     def _emit_plainly(self, values: Iterator[Any]) -> None:
         """The short way of `_emit_each` for a source with one way out and no cursor; most are."""
@@ -675,13 +697,14 @@ class SourceRunner:
             raise refused[1]
         self._seq += 1
         source: dict[str, Any] = {"finished": finished}
+        self._count += len(taken)
+        source["count"] = self._count
         if tick_ms is not None:
             source["tick_ms"] = tick_ms
         elif self._is_generator and not self._stage["resumable"]:
-            self._count += len(taken)
             one_way = self._is_plain and len(blobs) == 2  # then the bytes stand in the blob as they were emitted
             self._hash.update(blobs[1] if one_way else b"".join(body for value in taken for body in _bodies_of(value)))
-            source |= {"count": self._count, "hash": self._hash.hexdigest()}
+            source["hash"] = self._hash.hexdigest()
         if self._cursor is not None:
             source["cursor"] = True
             blobs.append(self._cursor)
@@ -745,7 +768,9 @@ class TickRunner(SourceRunner):
 
     def run(self, begin: Message) -> None:
         """Until it is told to stop. Raises what the user's code raises; of that tick nothing was put, and it is run again."""
-        self._seq = begin.fields["seq"]
+        self._seq = self._acked = begin.fields["seq"]
+        self._count = begin.fields["count"]
+        emitted, most = 0, self._stage["max_items"]
         arguments = self._arguments(begin.fields["shard"], pickle.loads(begin.blobs[0]) if begin.blobs else None)
         finished = False
         while (tick := self._next_tick(finished)) is not None:
@@ -763,7 +788,12 @@ class TickRunner(SourceRunner):
             if refused is not None:
                 raise refused[1]
             self._put(self._buffer, finished, at_ms)
+            emitted += len(self._buffer)
             self._buffer, self._large_bytes = [], 0
+            if most is not None and emitted >= most and not finished:
+                with self._lock:
+                    self._make_way()
+                return
 
     def _next_tick(self, finished: bool) -> tuple[int, int] | None:
         """None when it is told to stop, which whoever has ended waits for too."""
@@ -894,6 +924,7 @@ class StageProcess:
             out_dir=Path(setup["out_dir"]), log=logging.getLogger(setup["stage"]), on_progress=self._on_progress,
         )
         if setup["role"] == "on_done":
+            context.totals = setup.get("totals")
             return self._run_on_done(pipeline, context)
         manifest = pipeline.manifest()
         record = next(entry for entry in manifest["stages"] if entry["name"] == setup["stage"])
@@ -1040,17 +1071,6 @@ def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
     return next(iter(pipelines.values()))
 
 
-NOT_YET = {"batch": None, "max_items": None, "concurrency": 1}
-
-
-def refuse_what_cannot_run(manifest: dict[str, Any]) -> None:
-    """Raise `ProjectError` for an option that is admitted and has no effect yet: without it items would be handled wrongly, and silently."""
-    for stage in manifest["stages"]:
-        for option, default in NOT_YET.items():
-            if stage[option] != default:
-                raise ProjectError(f"stage {stage['name']!r} ({stage['defined_at']}) uses {option}=, which this version cannot run yet: leave it out")
-
-
 def _print_manifest(folder: str, project: dict[str, Any]) -> int:
     """The child that tells a node what a project holds: one JSON line on the real standard output, whatever the module prints."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -1059,7 +1079,6 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
         signal.alarm(2 * config.MANIFEST_S)  # the node may be gone: a module that never comes back must not stay for ever
     try:
         manifest = load_pipeline(folder, project).manifest()
-        refuse_what_cannot_run(manifest)
         answer: dict[str, Any] = {"manifest": manifest}
     except ClusterError as error:
         answer = {"error": str(error), "code": error.code, "traceback": None}
@@ -1136,7 +1155,8 @@ def main(argv: list[str]) -> int:
     with open(argv[2], "r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
     sock = socket.socket(fileno=int(argv[1]))
-    code = StageProcess(Channel(sock), memoryview(mapped).cast("Q"), errors).run()
+    head, room = memoryview(mapped)[:POSITION_BYTES].cast("Q"), memoryview(mapped)[mapped.find(b"\n", POSITION_BYTES) + 1 :].cast("Q")
+    code = StageProcess(Channel(sock), head, errors, room).run()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of the user's may not keep a process that has been told to stop

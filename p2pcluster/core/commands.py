@@ -386,6 +386,7 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "shape": is_text,
     "rate": lambda rate: rate is None or options.is_rate(rate),
     "every_s": lambda every_s: every_s is None or is_amount(every_s),
+    "max_items": lambda count: count is None or (is_number(count) and count > 0),
     "missed": lambda missed: missed in ("skip", "all"),
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {

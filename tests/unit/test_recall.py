@@ -17,7 +17,8 @@ class Machine:
     """A machine with one process of one stage, and a leader who grants what the test says. `sent` is what its process is told."""
 
     def __init__(self) -> None:
-        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
+        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1, "batch": None,
+                                 "concurrency": 1, "max_items": None}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
                     "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
                     "on_done_run": 0, "is_over": False}

@@ -20,7 +20,8 @@ class Machine:
         self.plan(1)
 
     def plan(self, processes: int, run: int = 1, now_ms: int = 0) -> None:
-        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1}
+        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1, "batch": None,
+                                 "concurrency": 1, "max_items": None}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": run,
                     "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
                     "on_done_run": 0, "is_over": False}
