@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until-done", action="store_true", help="end when the run is done: exit code 0, or 3 with parked items")
     run.add_argument("--again", action="store_true", help="start the next run if the last one is done")
     run.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="a parameter of a new run; repeatable")
+    new = verb("new", "write a starter project, with a test that needs no cluster", "new squares")
+    new.add_argument("folder", metavar="DIR", help="the folder to write it to: a new one, or an empty one")
     verb("demo", "run the bundled example on this machine alone, to its end", "demo")
     deploy = verb("deploy", "ship this project, or its new version, to the running cluster", "deploy .")
     deploy.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME")
@@ -81,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     close.add_argument("name", metavar="NAME")
     _pipeline_option(close)
     _parked_parser(verb)
+    logs = verb("logs", "show what stages printed and logged, on every machine", "logs Train -f")
+    logs.add_argument("stage", nargs="?", metavar="STAGE", help="without it every stage")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    _pipeline_option(logs)
     pause = verb("pause", "give a stage, or all of them, no more items, until resume", "pause Train")
     pause.add_argument("stage", nargs="?", metavar="STAGE", help="without it every stage of the pipeline")
     _pipeline_option(pause)
@@ -214,6 +221,15 @@ def _run(args: argparse.Namespace) -> int:
     project = bundle.find_project(args.target, Path.cwd())
     options = _options(args, project.folder if project else None)
     return _serve(options, Offer(project, args.until_done, args.again, _params(args.set)))
+
+
+def _new(args: argparse.Namespace) -> int:
+    from p2pcluster.starter import write_project
+
+    for name in write_project(Path(args.folder)):
+        print(Path(args.folder) / name)
+    print(f"run it: cd {shlex.quote(args.folder)} && python pipeline.py", file=sys.stderr)
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -488,6 +504,24 @@ def _number(item: dict[str, Any]) -> int:
     return int(item["id"].rpartition(":")[2])
 
 
+def _logs(args: argparse.Namespace) -> int:
+    after: dict[str, Any] = {}
+    away: list[str] = []
+    with _cluster(args) as cluster:
+        while True:
+            lines, away_now, after = cluster.logs(args.stage, after)
+            for name in away_now:
+                if name not in away:
+                    print(f"node {name} is away: its lines are missing", file=sys.stderr)
+            away = away_now
+            for line in lines:
+                print(f"{line.at} {line.node} {line.pipeline}/{line.stage} {line.item} {line.level} | {line.text}")
+            sys.stdout.flush()
+            if not args.follow:
+                return 0
+            time.sleep(config.LOG_POLL_S)
+
+
 def _pause(args: argparse.Namespace) -> int:
     with _cluster(args) as cluster:
         cluster.pause(args.stage)
@@ -571,7 +605,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
-    "discard": _discard, "close": _close, "parked": _parked, "pause": _pause, "resume": _resume, "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
+    "run": _run, "new": _new, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
+    "discard": _discard, "close": _close, "parked": _parked, "logs": _logs, "pause": _pause, "resume": _resume, "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
     "doctor": _doctor,
 }

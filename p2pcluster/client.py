@@ -19,27 +19,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import p2pcluster
 from p2pcluster import config
 from p2pcluster.config import Address, Options, parse_address, resolve_options
-from p2pcluster.core import protocol
+from p2pcluster.core import loglines, protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.commands import PROCESSES_MAX, is_process_count, lengths_blob, lengths_of
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.errors import (
+    AuthenticationFailed,
     ClusterError,
     ClusterNotFound,
     HomeError,
     ItemsParked,
+    ItemsRemain,
     NoLeader,
+    ProtocolError,
     QueueFull,
+    RolledBack,
     Unavailable,
     UnknownName,
     ValueRefused,
     WrongUsage,
 )
+from p2pcluster.finding import Finder
 from p2pcluster.home import Keyfile, read_address
 from p2pcluster.stream import BlockingConnection, ConnectionClosed, dial
 from p2pcluster.values import DECODERS, ENCODERS, as_refusal, check_value
@@ -48,18 +53,26 @@ PUT_ITEMS_MAX = 2000  # of one message of `put_many`
 PUT_BYTES_MAX = 1 << 20
 TAKE_ITEMS_MAX = 100  # fetched ahead by `take`; given back when they were not asked for
 RETRY_S = 0.2  # between two tries to reach a node
+DIAL_S = 3.0  # for one node to answer
+FIND_S = 1.0  # of listening to the network, between two rounds of tries
+ASK_S = 1.0  # of silence, before a node that owes an answer is asked whether it is there
+SILENT_S = 3.0  # of silence, after which it is not
+READS = frozenset({"status", "parked", "project", "read", "value", "wait", "bundle_get"})  # nothing can have come of them
 _SECONDS_MAX = 1e12  # of a delay, or since the epoch: 30,000 years, and a number that every node takes
 
 
 def find_addresses(options: Options, user_home: Path, host: str) -> list[Address]:
     """Where a node may be: the seeds, and the address that the node of this machine's home wrote."""
     found = list(options.seed)
-    home = Path(options.home) if options.home else config.default_home(user_home, options.cluster, host)
-    address = read_address(home)
+    address = read_address(_home_of(options, user_home, host))
     if address is not None:
         where = "127.0.0.1" if address.host == config.BIND_ANY else address.host
         found.insert(0, Address(where, address.port))
     return found
+
+
+def _home_of(options: Options, user_home: Path, host: str) -> Path:
+    return Path(options.home) if options.home else config.default_home(user_home, options.cluster, host)
 
 
 def read_key(options: Options) -> bytes:
@@ -87,8 +100,9 @@ def _key_in_time(options: Options, deadline_s: float) -> bytes:
 class Link:
     """One authenticated connection to the leader, found again within the timeout when it is lost.
 
-    `secret` stands for the key file's content, and with it only the seeds are dialled: whoever brings a key means one cluster, and not
-    this machine's. `on_try` hears why a try failed, and None when there is a connection.
+    It stays with the cluster that it first found: another one at an old address is passed by. `secret` stands for the key file's content,
+    and with it only the seeds are dialled, whatever cluster is there: whoever brings a key means one server, and not this machine's.
+    `on_try` hears why a try failed, and None when there is a connection.
     """
 
     def __init__(self, options: Options, timeout_s: float, secret: bytes | None = None,
@@ -102,7 +116,10 @@ class Link:
         self._connection: BlockingConnection | None = None
         self._next_request = self._first_request = 1
         self._replies: dict[int, Message] = {}
+        self._heard_s = 0.0  # when the other side last said something
+        self._asked: int | None = None  # the request by which it is asked whether it is there
         self._known: list[Address] = []
+        self._cluster_id: str | None = None
         self.first_peer: Identity | None = None  # whom it found by itself: the node of this machine, where there is one
         self._redirected_from: str | None = None
         self._open(time.monotonic() + timeout_s)
@@ -121,16 +138,17 @@ class Link:
     def call(self, message: Message, timeout_s: float | None = None) -> Message:
         """The reply to `message`, which is asked again after a lost connection: only for what may be asked twice.
 
-        Raises `Unavailable` (indefinite) when it was sent and there is none in time, `ClusterNotFound` when it could not be sent,
-        `NoLeader` when nodes answer and none leads.
+        `timeout_s` is for the answer; a lost cluster is looked for within the link's own time, if that is shorter. Raises `Unavailable`
+        (indefinite, unless nothing can have come of it) when it was sent and there is no answer in time, what `_open` raises when it could
+        not be sent, `NoLeader` when nodes answer and none leads.
         """
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         unanswered = False
         while True:
             try:
-                request = self.request(message, deadline_s)
-            except (ClusterNotFound, Unavailable) as error:
-                raise _unknown(message, error) if unanswered else error
+                request = self.request(message, min(deadline_s, time.monotonic() + self.timeout_s))
+            except (ClusterNotFound, Unavailable, ProtocolError) as error:
+                raise (_unknown(message, error) if unanswered else error) from error
             try:
                 reply = self.reply(request, deadline_s)
             except Unavailable as error:
@@ -141,14 +159,18 @@ class Link:
                 continue
             if reply.fields.get("result") != "error":
                 return reply
-            if self._redirected(reply):
+            if self.redirected(reply):
                 continue
             if time.monotonic() + RETRY_S >= deadline_s:
                 none = NoLeader(f"the cluster has no leader now ({reply.fields.get('text')}): look with python -m p2pcluster status")
                 raise _unknown(message, none) if unanswered else none
             time.sleep(RETRY_S)
 
-    def _redirected(self, reply: Message) -> bool:
+    def say_once(self, message: Message) -> Message:
+        """The reply to what must not be said to another node than this one. Raises `Unavailable`."""
+        return self.reply(self.request(message, time.monotonic() + self.timeout_s), time.monotonic() + self.timeout_s)
+
+    def redirected(self, reply: Message) -> bool:
         """Whether the node that answered knows who leads, and that is somebody new: then he is asked next."""
         where = reply.fields.get("leader")
         if where is None or where == self._redirected_from:
@@ -163,16 +185,19 @@ class Link:
         """Send; returns the number that the reply will have. What raises was not heard: half a frame is none."""
         while True:
             connection = self._open(deadline_s)
-            request = self._next_request
-            self._next_request += 1
             try:
-                connection.send(encode(message._replace(fields={**message.fields, "req": request})))
-                return request
+                return self._send(connection, message)
             except ConnectionClosed:
                 self.close()
             except Unavailable:
                 self.close()
                 raise
+
+    def _send(self, connection: BlockingConnection, message: Message) -> int:
+        request = self._next_request
+        self._next_request += 1
+        connection.send(encode(message._replace(fields={**message.fields, "req": request})))
+        return request
 
     def is_current(self, request: int) -> bool:
         """Whether the connection over which `request` went is still there, so that its answer may come."""
@@ -183,50 +208,119 @@ class Link:
         while request not in self._replies:
             if self._connection is None or not self.is_current(request):
                 raise Unavailable("the connection was lost")
-            wait_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            try:
-                message = decode(self._connection.receive(wait_s))
-            except ConnectionClosed:
-                self.close()
-                raise
-            if message.kind == "members":
-                self._known = [*self._known[:1], *map(parse_address, message.fields["addresses"])]
-            else:
-                self._replies[message.fields.get("req", 0)] = message
+            self._hear(self._connection, deadline_s)
         return self._replies.pop(request)
+
+    def _hear(self, connection: BlockingConnection, deadline_s: float | None) -> None:
+        """Take in a message. Who says nothing for a while is asked whether he is there, and whether he still leads: a machine that is
+        switched off says nothing more, and one that leads no more has forgotten what it was asked. Raises `Unavailable`."""
+        quiet_until_s = self._heard_s + (ASK_S if self._asked is None else SILENT_S)
+        until_s = quiet_until_s if deadline_s is None else min(quiet_until_s, deadline_s)
+        try:
+            message = decode(connection.receive(max(0.0, until_s - time.monotonic())))
+        except ConnectionClosed:
+            self.close()
+            raise
+        except Unavailable:
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                raise
+            self._ask(connection)
+            return
+        self._heard_s = time.monotonic()
+        if message.kind == "members":
+            self._known = [*self._known[:1], *map(parse_address, message.fields["addresses"])]
+        elif self._asked is None or message.fields.get("req") != self._asked:
+            self._replies[message.fields.get("req", 0)] = message
+        else:
+            self._asked = None
+            if message.fields.get("result") == "error":
+                self.close()
+                raise Unavailable("the node that was asked leads no more")
+
+    def _ask(self, connection: BlockingConnection) -> None:
+        if self._asked is not None:
+            self.close()
+            self._known = [*self._known[1:], *self._known[:1]]  # others first
+            raise Unavailable(f"the node that was asked says nothing for {SILENT_S:g} s")
+        try:
+            self._asked = self._send(connection, Message("project", {"pipeline": ""}))
+        except Unavailable:
+            self.close()
+            raise
 
     def forget(self, request: int) -> None:
         """Nobody waits for this reply."""
         self._replies.pop(request, None)
 
     def _open(self, deadline_s: float) -> BlockingConnection:
-        while self._connection is None:
+        """The connection; a new one where there is none. Raises `ClusterNotFound`, `Unavailable`, `ProtocolError`."""
+        if self._connection is None:
             self._replies.clear()
             self._first_request = self._next_request
-            try:
-                self._connection = self._dial_any(max(0.1, deadline_s - time.monotonic()))
-                self._on_try(None)
-            except (ClusterNotFound, Unavailable) as error:
-                self._on_try(error)
-                if time.monotonic() + RETRY_S >= deadline_s:
-                    raise
-                time.sleep(RETRY_S)
+            with contextlib.ExitStack() as stack:
+                finder: Finder | None = None
+                while (trouble := self._try_all(deadline_s)) is not None:
+                    is_over = time.monotonic() + RETRY_S >= deadline_s
+                    if is_over or (isinstance(trouble, ProtocolError) and self._cluster_id is None):
+                        raise trouble
+                    finder = finder or self._finder(stack)
+                    if finder is None:
+                        time.sleep(RETRY_S)
+                    else:
+                        found = finder.look(self._cluster_id, min(FIND_S, deadline_s - time.monotonic()))
+                        self._known = [*found, *self._known]
+        assert self._connection is not None
         return self._connection
+
+    def _try_all(self, deadline_s: float) -> ClusterError | None:
+        """Dial whoever is known; why there is no connection, or None."""
+        try:
+            self._connection = self._dial_any(max(0.1, deadline_s - time.monotonic()))
+        except (ClusterNotFound, Unavailable, ProtocolError) as error:
+            self._on_try(error)
+            return error
+        self._heard_s, self._asked = time.monotonic(), None
+        self._on_try(None)
+        return None
+
+    def _finder(self, stack: contextlib.ExitStack) -> Finder | None:
+        """Ears on the network, where nobody at a known address is of the cluster; on this machine alone where its node keeps to that."""
+        if self._only_seeds:
+            return None
+        here = read_address(_home_of(self.options, Path.home(), socket.gethostname()))
+        bind = config.BIND_LOOPBACK if here is not None and here.host.startswith("127.") else self.options.bind
+        with contextlib.suppress(HomeError):
+            return stack.enter_context(Finder(self.options, self._key, bind))
+        return None
 
     def _dial_any(self, timeout_s: float) -> BlockingConnection:
         sure = list(self.options.seed) if self._only_seeds else find_addresses(self.options, Path.home(), socket.gethostname())
         addresses = list(dict.fromkeys([*self._known[:1], *sure, *self._known[1:]]))
-        failure: ClusterError = ClusterNotFound(
-            f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")
+        failures: list[ClusterError] = [ClusterNotFound(
+            f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")]
         for address in addresses:
             try:
-                connection = dial(address.host, address.port, self._handshake(), timeout_s / len(addresses))
-                self.first_peer = self.first_peer or connection.peer
-                self._known = [address, *(parse_address(where) for where in connection.peer.facts.get("members", ()))]
-                return connection
-            except (ClusterNotFound, Unavailable) as error:
-                failure = error
-        raise failure
+                connection = dial(address.host, address.port, self._handshake(), min(DIAL_S, timeout_s / len(addresses)))
+                self._check_cluster(address, connection)
+            except (ClusterNotFound, Unavailable, ProtocolError) as error:
+                failures.append(error)
+                continue
+            self.first_peer = self.first_peer or connection.peer
+            self._known = [address, *(parse_address(where) for where in connection.peer.facts.get("members", ()))]
+            return connection
+        # That somebody is there who does not fit says more than that somebody else is away.
+        raise next((error for error in failures if isinstance(error, ProtocolError)), failures[-1])
+
+    def _check_cluster(self, address: Address, connection: BlockingConnection) -> None:
+        """Whoever restores a backup, or starts with an empty home, has another cluster at the old address: what was asked of the first one
+        is not for it. One that this one's cluster dissolved into will do, for nothing had been put there."""
+        other, facts = connection.peer.cluster_id, connection.peer.facts
+        if self._only_seeds or self._cluster_id in (None, other) or self._cluster_id in facts.get("accepted", ()):
+            self._cluster_id = other
+            return
+        connection.close()
+        raise AuthenticationFailed(f"{address.host}:{address.port}: the node there is of {_named(other)}, and this program was connected to "
+                                   f"{self._cluster_id}: start a node of that one, or connect anew")
 
     def _handshake(self) -> Handshake:
         # Each connection is a session of its own: what was granted over a lost one goes back, heard of or not.
@@ -235,7 +329,14 @@ class Link:
         return Handshake("dial", self._key, me, secrets.token_bytes(32))
 
 
+def _named(cluster_id: str | None) -> str:
+    return "no cluster yet" if cluster_id is None else f"cluster {cluster_id}"
+
+
 def _unknown(message: Message, error: ClusterError) -> Unavailable:
+    """What to say of a message that was sent and not answered."""
+    if message.kind in READS:
+        return Unavailable(f"{message.kind}: no answer in time ({error}): ask again", definite=True)
     return Unavailable(f"{message.kind}: no answer in time ({error}), so whether it happened is unknown (indefinite): ask again")
 
 
@@ -313,6 +414,8 @@ class Items:
                 continue
             if message.fields.get("result") != "error":
                 return message
+            if link.redirected(message):
+                continue
             if time.monotonic() > led_by_s:
                 raise NoLeader(f"the cluster has no leader now ({message.fields.get('text')}): look with python -m p2pcluster status")
             time.sleep(RETRY_S)
@@ -352,10 +455,14 @@ class Items:
         while self._unsettled:
             request, command = self._unsettled[0]
             try:
-                link.reply(request, time.monotonic() + link.timeout_s)
+                reply = link.reply(request, time.monotonic() + link.timeout_s)
             except Unavailable:
                 link.close()
-                link.call(command)
+                reply = link.call(command)
+            if reply.fields.get("result") == "error":  # it was said to one who does not lead
+                reply = link.call(command)
+            if command.kind == "done":
+                self._cluster.check(reply, self._queue)
             self._unsettled.popleft()
 
 
@@ -493,22 +600,28 @@ class Cluster:
             try:
                 return self.link.call(message)
             except Unavailable as error:
-                full = self._is_full(queue)
+                full = self._how_full(queue)
                 if self.is_patient and full is not None:
                     continue
                 if not full:
                     raise
-                raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s; the value may still go in: put it again with "
-                                "the same key, or look why with python -m p2pcluster status") from error
+                raise QueueFull(f"queue {queue!r} stayed full for {self.link.timeout_s:g} s ({full}); the value may still go in: put it again "
+                                "with the same key, or look why with python -m p2pcluster status") from error
 
-    def _is_full(self, queue: str) -> bool | None:
-        """None when nobody answers."""
+    def _how_full(self, queue: str) -> str | None:
+        """In words, "" where there is room; None when nobody answers."""
         try:
             found = [q for q in self.status()["queues"] if q["name"] == queue and q["pipeline"] == self.pipeline]
+            record = self.queue_record(queue)
         except ClusterError:
             return None
-        maxsize = self.queue_record(queue)["maxsize"]
-        return bool(found and maxsize is not None and found[0]["ready"] + found[0]["leased"] + found[0]["delayed"] >= maxsize)
+        if not found or record["maxsize"] is None:
+            return ""
+        (now,) = found
+        count = now["ready"] + now["leased"] + now["delayed"]
+        if count >= record["maxsize"]:
+            return f"{count} items of at most {record['maxsize']}"
+        return f"{now['bytes'] >> 20} MiB of at most {record['bytes_max'] >> 20}" if now["bytes"] >= record["bytes_max"] else ""
 
     def take(self, queue: str, limit: int | None = None, wait_s: float | None = None) -> Items:
         """Values of a queue, to be iterated inside a `with`: at most `limit`, until none came for `wait_s` (None: for ever).
@@ -550,16 +663,54 @@ class Cluster:
 
     def start(self, params: Mapping[str, Any] | None = None) -> int:
         """Start the next run; returns its number. `params` go over those of the pipeline. Raises `ClusterError` while one is under way."""
+        self._manifest = None  # a new version may have other params
         merged = {**(self.manifest["params"] or {}), **(params or {})}
-        reply = self.link.call(Message("start_run", {"pipeline": self.pipeline, "params": merged}))
+        reply = self._once(Message("start_run", {"pipeline": self.pipeline, "params": _checked_params(merged)}))
         if reply.fields.get("code") == "running":
             raise ClusterError(f"run {reply.fields['run']} of {self.pipeline!r} is under way: wait for it first")
         return int(self.check(reply, self.pipeline).fields["run"])
 
+    def wait_for_rollout(self, version: str) -> int:
+        """Until a version that was deployed over a run is on every node; returns on how many. Raises `RolledBack` when it did not start."""
+        while True:
+            project = self.project()
+            rolled = project and project["rolled"]
+            if project is None or project["rollout"] is None or project["version"] != version:
+                break
+            time.sleep(RETRY_S)
+        if rolled is None or rolled["version"] != version:
+            raise ClusterError(f"version {version[:8]} of {self.pipeline!r} is not rolled out any more, as somebody has deployed another one or "
+                               "undeployed it meanwhile: look with python -m p2pcluster status")
+        failure = rolled["failure"]
+        if failure is not None:
+            raise RolledBack(f"version {version[:8]} was rolled back, because {failure['stage']} on {failure['node']} {failure['text']}; the former "
+                             "version runs on: correct it and deploy again")
+        return int(rolled["nodes"])
+
+    def undeploy(self, discard: bool = False) -> int:
+        """End the pipeline: its processes, queues, runs and files go. Returns how many items went with it.
+
+        Raises `ItemsRemain` while there are some, unless they are to be discarded; `UnknownName`.
+        """
+        if self.project() is None:
+            raise UnknownName(f"cluster {self.link.options.cluster!r} has no pipeline {self.pipeline!r}: look with python -m p2pcluster status")
+        reply = self.link.call(Message("undeploy", {"pipeline": self.pipeline, "discard": discard}))
+        if reply.fields.get("code") == "items_remain":
+            raise ItemsRemain(f"pipeline {self.pipeline!r} still has {reply.fields['open']} items in its queues and {reply.fields['parked']} parked: "
+                              "let them be finished or take them, or drop them with undeploy --discard")
+        fields = self.check(reply, self.pipeline).fields
+        return int(fields.get("open", 0) + fields.get("parked", 0))
+
     def wait(self, timeout_s: float | None = None) -> None:
         """Until the run that is under way is done. Raises `ItemsParked`; `Unavailable` when it is not done in time."""
-        message = Message("wait", {"pipeline": self.pipeline})
-        reply = self.check(self.link.call(message, timeout_s=1e9 if timeout_s is None else timeout_s), self.pipeline)
+        project = self.project()
+        run = max(1, int(project["run"])) if project is not None else 0
+        message = Message("wait", {"pipeline": self.pipeline, "run": run})
+        try:
+            reply = self.check(self.link.call(message, timeout_s=1e9 if timeout_s is None else timeout_s), self.pipeline)
+        except Unavailable as error:
+            raise Unavailable(f"run {run} of {self.pipeline!r} is not known to be done{'' if timeout_s is None else f' after {timeout_s:g} s'} "
+                              f"({error}): look with python -m p2pcluster status", definite=True) from error
         parked = reply.fields["parked"]
         if parked:
             raise ItemsParked(f"run {reply.fields['run']} of {self.pipeline!r} is done with {parked} parked: look with python -m p2pcluster parked list")
@@ -568,6 +719,14 @@ class Cluster:
         """The object of `status --json`."""
         status: dict[str, Any] = self.link.call(Message("status", {})).fields["status"]
         return status
+
+    def logs(self, stage: str | None = None, after: dict[str, Any] | None = None) -> Printed:
+        """The last lines that a stage, or each of them, printed and logged on each machine; with the `after` of a former answer, what came
+        since then."""
+        message = Message("logs", {"pipeline": self._pipeline if stage is None else self.pipeline, "stage": self._stage_name(stage),
+                                   "after": after or {}})
+        reply = self.check(self.link.call(message), stage or "logs")
+        return _printed(reply, after or {})
 
     def parked(self) -> list[dict[str, Any]]:
         """The parked items, with why, without their values."""
@@ -594,6 +753,10 @@ class Cluster:
         """Drop parked items by id, or everything in a queue; returns how many. The only way in which items are lost."""
         return self._on_parked("discard", self._queue_of(queue), ids)
 
+    def _once(self, message: Message) -> Message:
+        """The reply to what happens once, however often a lost connection has it asked again."""
+        return self.link.call(message._replace(fields={**message.fields, "once": secrets.token_hex(8)}))
+
     def _queue_of(self, name: str) -> str:
         for record in self.manifest["stages"]:
             if record["name"] == name and record["reads"]:
@@ -601,7 +764,7 @@ class Cluster:
         return name
 
     def _on_parked(self, kind: str, queue: str, ids: list[int] | None) -> int:
-        reply = self.link.call(Message(kind, {"queue": f"{self.pipeline}/{queue}", "ids": ids}))
+        reply = self._once(Message(kind, {"queue": f"{self.pipeline}/{queue}", "ids": ids}))
         if reply.fields.get("code") == "unknown_queue":
             self.queue_record(queue)  # which names those that there are; a queue of an older version is not among them and may be meant
         return int(self.check(reply, queue).fields.get("count", 0))
@@ -613,7 +776,7 @@ class Cluster:
         names += [record["name"] for record in self.manifest["queues"] if record["outside"]]
         if name not in names:
             raise UnknownName(f"pipeline {self.pipeline!r} has no source and no queue fed from outside called {name!r}; it has {', '.join(names)}")
-        self.check(self.link.call(Message("close", {"pipeline": self.pipeline, "name": name})), name)
+        self.check(self._once(Message("close", {"pipeline": self.pipeline, "name": name})), name)
 
     def pause(self, stage: str | None = None) -> None:
         """Give a stage, or all of them, no more items, and call no source of them; what is in hand is finished and processes stay.
@@ -652,7 +815,7 @@ class Cluster:
 
     def leave(self) -> None:
         """Have the node that this is connected to go out of its cluster for good. Raises `ClusterError` with why it cannot."""
-        reply = self.link.call(Message("leave", {}))
+        reply = self.link.say_once(Message("leave", {}))  # asked again, another node might hear it
         if reply.fields["result"] == "refused":
             raise ClusterError(f"the node cannot leave: {reply.fields['text']}")
 
@@ -674,6 +837,48 @@ def connect(pipeline: str | None = None, cluster: str | None = None, timeout_s: 
     return Cluster(Link(resolve_options(flags, os.environ, {}), timeout_s), pipeline)
 
 
+class Line(NamedTuple):
+    """What a stage printed. `at` is UTC in ISO form; `item` an id, or "-"; `level` out, err, one of the logging module's, or note."""
+
+    at: str
+    node: str
+    pipeline: str
+    stage: str
+    item: str
+    level: str
+    text: str
+
+
+class Printed(NamedTuple):
+    """An answer of `Cluster.logs`: lines in the order of their times, the machines that did not answer, and from where to go on."""
+
+    lines: list[Line]
+    away: list[str]
+    after: dict[str, Any]
+
+
+def _printed(reply: Message, before: dict[str, Any]) -> Printed:
+    lines: list[Line] = []
+    after = dict(before)
+    blobs = iter(reply.blobs)
+    for node in reply.fields["nodes"]:
+        known = before.get(node["node"], {})
+        known = known["stages"] if known.get("boot") == node["boot"] else {}
+        seen = dict(known)
+        for stage, first, count in node["stages"]:
+            pipeline, _, name = stage.partition("/")
+            found = list(loglines.read(bytes(next(blobs))))
+            if stage in known and first > known[stage] and found:
+                lost = f"{first - known[stage]} lines left out: they came faster than they were asked for"
+                found.insert(0, loglines.LogLine(found[0].at, "-", "note", lost))
+            lines += [Line(line.at, node["name"], pipeline, name, line.item, line.level, line.text) for line in found]
+            seen[stage] = first + count
+        if node["is_here"]:
+            after[node["node"]] = {"boot": node["boot"], "stages": seen}
+    lines.sort(key=lambda line: line.at)
+    return Printed(lines, [node["name"] for node in reply.fields["nodes"] if not node["is_here"]], after)
+
+
 def bodies_of(message: Message) -> Iterator[tuple[int, bytes]]:
     """The ids and bytes of the items in a grant."""
     for number, (lo, hi, _, _) in enumerate(message.fields["pieces"]):
@@ -682,6 +887,14 @@ def bodies_of(message: Message) -> Iterator[tuple[int, bytes]]:
         for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
             yield item_id, body[start : start + size]
             start += size
+
+
+def _checked_params(params: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(params)
+    except (TypeError, ValueError) as error:
+        raise WrongUsage(f"params= must be plain JSON ({error}): give text, numbers, lists and dicts") from error
+    return params
 
 
 def _waits(delay_s: float | None, at: datetime | float | None) -> dict[str, int]:

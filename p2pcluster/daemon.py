@@ -30,6 +30,7 @@ from p2pcluster.clients import Clients
 from p2pcluster.committer import Bodies, Committer
 from p2pcluster.config import Address, Options, parse_address
 from p2pcluster.core import protocol
+from p2pcluster.core.absence import Absence
 from p2pcluster.core.codec import Message
 from p2pcluster.core.datagram import State
 from p2pcluster.core.executor import Executor, Kill, Say, Send, Settled, Start, ToLeader
@@ -45,8 +46,10 @@ from p2pcluster.core.raft import HardState, Ready
 from p2pcluster.core.snapshot import decode_snapshot, encode_snapshot, read_configuration
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import ClusterError, HomeError, Superseded
+from p2pcluster.gathering import Gathering
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.journal import Checkpoint, Compaction, Journal, Recovered, Write, checkpoint_of
+from p2pcluster.logbook import Logbook
 from p2pcluster.neighbours import Neighbours, session_of
 from p2pcluster.offering import Offer, Offering
 from p2pcluster.peers import Events, Peers
@@ -57,6 +60,7 @@ from p2pcluster.stream import Connection, Listener, PortTaken
 
 OWN_REQUESTS = 1 << 40  # what this node itself asks of the leader is numbered from here, above what its executor asks
 DOORS_MAX = 3  # nodes of a cluster that a newcomer knocks at together
+ACCEPTED_TOLD_MAX = 10  # clusters that may have dissolved into this one, so that a client of one goes on here
 MEMBERS_TOLD_MAX = 20  # addresses that a client hears when it connects, to find another node when this one has gone
 TICK_S = 0.02
 IDLE_TICK_S = 0.1
@@ -86,6 +90,7 @@ class Daemon:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._led_by: tuple[str, int, int] | None = None
+        self._absence = Absence()
         self._has_settled = False
         self._printer = process.Printer(sys.stdout, self.wake)
         self._out = out or self._printer.line
@@ -151,9 +156,11 @@ class Daemon:
         origin = {"node": node_id, "name": self.name, "folder": str(self.offer.project.folder) if self.offer.project else ""}
         self._offering = Offering(self.offer, origin, self.home.bundles, self.options.verbose, self._ask, self._out)
         self.executor = Executor(self.name)
+        self._logbook = Logbook(self.home.logs, self._out)
         self._processes = process.ProcessTable(self._selector, self.home.run, self.boot, self._printer, self._on_process_message,
-                                               self._on_process_exit)
+                                               self._on_process_exit, self._logbook.add)
         self._clients = Clients(self._selector, self._on_client_message, lambda session: self.node.close_session(session), self._out)
+        self._gathering = Gathering(node_id, self.boot, self._logbook, self.neighbours.send, self._clients.send, self._member_names)
         self._committer = Committer(self.journal, self.wake)
         self._bodies = Bodies(self.journal)
         self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader,
@@ -303,6 +310,8 @@ class Daemon:
                 self.node.open_session(Session(session, "node", node_id, fields["boot"], fields["name"], fields["facts"]))
         elif message.kind in ("give_way", "accepted"):
             self._rivals.on_message(self.node, self._beacons.discovery, node_id, message, self._now_ms())
+        elif message.kind == "log_lines":
+            self._gathering.on_lines(node_id, message)
         elif message.kind == "stop_all":
             if node_id != self.node_id:
                 self._stop_all()
@@ -339,6 +348,8 @@ class Daemon:
                 on_reply(message.fields)
         elif message.kind == "bundle_slice":
             self._projects.on_slice(message)
+        elif message.kind == "logs":
+            self._to_leader(self._gathering.answer(message))
         elif message.kind == "left":
             self._out("left the cluster")
             self.stop(0)
@@ -365,7 +376,8 @@ class Daemon:
 
     def _identity(self) -> Identity:
         return Identity(self.node_id, self.boot, "node", self.name, self.options.cluster, self.cluster_id, protocol.VERSION,
-                        p2pcluster.__version__, platform.python_version(), {"address": self.address, "members": self.neighbours.addresses(MEMBERS_TOLD_MAX)})
+                        p2pcluster.__version__, platform.python_version(), {"address": self.address, "members": self.neighbours.addresses(MEMBERS_TOLD_MAX),
+                        "accepted": sorted(self.node.state.accepted)[:ACCEPTED_TOLD_MAX]})
 
     def _dial_handshake(self) -> Handshake:
         return Handshake("dial", self._key, self._identity(), secrets.token_bytes(32))
@@ -456,6 +468,7 @@ class Daemon:
                                  configuration=self.node.applied_configuration))
         self.journal.close()
         self.home.close()
+        self._logbook.close()
         self._printer.close(2.0)
 
     def _say_what_was_refused(self) -> None:
@@ -517,10 +530,11 @@ class Daemon:
     def _tick(self, now_s: float) -> None:
         self._ticked_s = now_s
         now_ms = self._now_ms()
-        self.node.tick(now_ms)
+        self.node.tick(now_ms, int(time.time() * 1000))
         self._carry_placements(now_ms)
         self._processes.poll()
         self.executor.tick(now_ms, self._processes.positions())
+        self._gathering.tick(now_ms)
         self._peers.tick(now_s)
         self.neighbours.tick(now_ms)
         self._beacons.tick(now_ms, self._beacon_facts())
@@ -528,6 +542,10 @@ class Daemon:
         self._sync_leader()
         if self._led_by is not None:
             self._offering.begin()
+        missing = self._absence.look(self._led_by is not None, self.node.raft.configuration, {self.node_id, *self.neighbours.connected},
+                                     self.node.state.members, now_ms)
+        if missing:
+            self._out(missing)
         if (expiry_s := self._listener.next_expiry_s) is not None and now_s >= expiry_s:
             self._listener.expire(now_s)
         for note in self._listener.take_notes():
@@ -741,8 +759,8 @@ class Daemon:
             self._processes.start(action.key, spec, {
                 "folder": str(folder), "project": action.project, "run": spec.run, "stage": spec.stage, "role": spec.role,
                 "node": self.name, "params": action.params, "out_dir": str(out_dir), "queue": action.queue,
-                "hash_seed": process.hash_seed(self.cluster_id, spec.pipeline, spec.run),
-            })
+                "hash_seed": process.hash_seed(self.cluster_id, spec.pipeline, spec.run), "totals": action.totals,
+            }, action.in_hand)
         except (OSError, ClusterError) as error:
             self._on_process_exit(action.key, f"could not be started ({error})", 0, [])
 
@@ -786,6 +804,9 @@ class Daemon:
             reply = part or Message("reply", {"kind": message.kind, "result": "refused", "code": "unknown_version"})
             self._clients.send(session_id, reply._replace(fields={**reply.fields, "req": message.fields["req"]}))
             return
+        if message.kind == "logs":
+            self._gathering.ask(session_id, message, self._now_ms())
+            return
         if session_id not in self.node.sessions:
             who = self._clients.identity(session_id)
             self.node.open_session(Session(session_id, "client", who.node_id, who.boot_id, who.name))
@@ -797,6 +818,10 @@ class Daemon:
         for peer in self.neighbours.connected if self.node.is_serving else ():
             self.neighbours.send(peer, Message("stop", {}))
         self.stop(1 if self.offer.until_done else 0)
+
+    def _member_names(self) -> dict[str, str]:
+        here = {node_id: hello.identity.name for node_id, hello in self.neighbours.hellos.items() if hello.is_here}
+        return {**{node_id: member["name"] for node_id, member in self.node.state.members.items()}, **here}
 
     def _complete_status(self, status: dict[str, Any]) -> None:
         status["cluster"] |= {"id": self.cluster_id, "name": self.options.cluster}

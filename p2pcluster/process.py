@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from p2pcluster import config
-from p2pcluster.core import protocol
+from p2pcluster.core import loglines, protocol
 from p2pcluster.core.codec import Message, decode, encode
 from p2pcluster.core.executor import Spec
 from p2pcluster.errors import ClusterError, ProjectError, WrongUsage
@@ -44,6 +44,8 @@ _BOOT = (
 _POSITION = struct.Struct("=QQ")
 _OUTPUT_BYTES_MAX = 1 << 20  # of lines that wait for the terminal; then the processes wait
 _LINE_BYTES_MAX = 1 << 16  # of one line; longer ones are cut into several
+_READ_BYTES = 1 << 16
+_REST_BYTES_MAX = _READ_BYTES // 2  # a pipe that gave less is next read at the tick: a turn of the loop for each line would hold it
 
 
 def worker_command(*arguments: str) -> list[str]:
@@ -131,16 +133,17 @@ class StageProcess:
         number, item_id = _POSITION.unpack_from(self._position, 0)
         return number, item_id
 
-    def lines(self, which: str, data: bytes, end: bool = False) -> list[str]:
-        """The lines that `data` completes."""
+    def lines(self, which: str, data: bytes, end: bool = False) -> bytes:
+        """The lines that `data` completes, each with its end."""
         partial = self._partial[which]
         partial += data
-        *whole, rest = bytes(partial).split(b"\n")
-        if len(rest) > _LINE_BYTES_MAX or (end and rest):
-            whole.append(rest)
-            rest = b""
-        self._partial[which] = bytearray(rest)
-        return [line.decode(errors="replace").rstrip("\r") for line in whole]
+        at = partial.rfind(b"\n") + 1
+        whole = bytes(partial[:at])
+        del partial[:at]
+        if len(partial) > _LINE_BYTES_MAX or (end and partial):
+            whole += bytes(partial) + b"\n"
+            partial.clear()
+        return whole.replace(b"\r\n", b"\n")
 
     def close(self) -> None:
         self.connection.close()
@@ -157,7 +160,9 @@ class ProcessTable:
     """All processes of a node, wired to its loop's selector. `events` are what the loop hands to the executor."""
 
     def __init__(self, selector: selectors.BaseSelector, run_folder: Path, boot: str, printer: Printer,
-                 on_message: Callable[[int, Message], None], on_exit: Callable[[int, str, int, list[str]], None]) -> None:
+                 on_message: Callable[[int, Message], None], on_exit: Callable[[int, str, int, list[str]], None],
+                 on_lines: Callable[[str, bytes], None] = lambda stage, lines: None) -> None:
+        """`on_lines` gets what a stage, named with its pipeline, printed: whole lines with tags (`core.loglines`)."""
         self.processes: dict[int, StageProcess] = {}
         self._selector = selector
         self._run_folder = run_folder
@@ -165,14 +170,16 @@ class ProcessTable:
         self._printer = printer
         self._on_message = on_message
         self._on_exit = on_exit
+        self._on_lines = on_lines
         self._muted = False
+        self._resting: list[tuple[StageProcess, str]] = []  # pipes that are not read before the next tick
 
-    def start(self, key: int, spec: Spec, setup: dict[str, Any]) -> None:
+    def start(self, key: int, spec: Spec, setup: dict[str, Any], in_hand: int = 0) -> None:
         """Start a process in the folder `setup["folder"]`. Raises `OSError` when the machine has no room for one."""
         ours, theirs = socket.socketpair()
         queue = f"{spec.pipeline}/{spec.stage}" if spec.role == "stage" else ""
         file = self._run_folder / f"{self._boot}-{key}.position"
-        file.write_bytes(_POSITION.pack(0, 0) + json.dumps({"queue": setup.get("queue", queue)}).encode())
+        file.write_bytes(position_bytes(setup.get("queue", queue), in_hand))
         with file.open("r+b") as opened:
             position = mmap.mmap(opened.fileno(), _POSITION.size)
         os.set_inheritable(theirs.fileno(), True)
@@ -200,8 +207,7 @@ class ProcessTable:
         for which in ("stdout", "stderr"):
             pipe = getattr(process.popen, which)
             os.set_blocking(pipe.fileno(), False)
-            if not self._muted:
-                self._selector.register(pipe, selectors.EVENT_READ, lambda mask, which=which: self._on_pipe(process, which))
+            self._listen(process, which)
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # a kernel without it: the tick's poll notices the end
                 process.pidfd = os.pidfd_open(process.popen.pid)
@@ -230,6 +236,14 @@ class ProcessTable:
                 self._reap(process)
         if self._muted != self._printer.is_full:
             self._mute(self._printer.is_full)
+        resting, self._resting = self._resting, []
+        for process, which in resting:
+            self._listen(process, which)
+
+    def _listen(self, process: StageProcess, which: str) -> None:
+        pipe = getattr(process.popen, which)
+        if not self._muted and not pipe.closed and pipe not in self._selector.get_map():
+            self._selector.register(pipe, selectors.EVENT_READ, lambda mask: self._on_pipe(process, which))
 
     def _mute(self, muted: bool) -> None:
         self._muted = muted
@@ -239,8 +253,8 @@ class ProcessTable:
                 known = pipe in self._selector.get_map()
                 if muted and known:
                     self._selector.unregister(pipe)
-                elif not muted and not known and not pipe.closed:
-                    self._selector.register(pipe, selectors.EVENT_READ, lambda mask, p=process, w=which: self._on_pipe(p, w))
+                elif not muted:
+                    self._listen(process, which)
 
     def _flush(self, process: StageProcess) -> None:
         try:
@@ -278,22 +292,31 @@ class ProcessTable:
     def _on_pipe(self, process: StageProcess, which: str) -> bool:
         pipe = getattr(process.popen, which)
         try:
-            data = os.read(pipe.fileno(), 1 << 16)
+            data = os.read(pipe.fileno(), _READ_BYTES)
         except BlockingIOError:
             return False
         self._print(process, which, process.lines(which, data, end=not data))
-        if not data and pipe in self._selector.get_map():
+        if len(data) < _REST_BYTES_MAX and pipe in self._selector.get_map():
             self._selector.unregister(pipe)
+            if data:
+                self._resting.append((process, which))
         if self._printer.is_full and not self._muted:
             self._mute(True)
         return bool(data)
 
-    def _print(self, process: StageProcess, which: str, lines: list[str]) -> None:
+    def _print(self, process: StageProcess, which: str, lines: bytes) -> None:
+        if not lines:
+            return
+        at = loglines.utc(time.time_ns() // 1_000_000)
+        lines = loglines.tagged(lines, loglines.tag(at, process.position()[1], "err" if which == "stderr" else "out"))
         said_by = "" if process.spec.role == "on_done" else f"{process.spec.stage} | "
-        for line in lines:
-            self._printer.line(said_by + line)
+        shown = loglines.for_terminal(lines, said_by.encode()).decode(errors="replace")
+        if shown:
+            self._printer.line(shown[:-1])
         if which == "stderr":
-            process.stderr_lines.extend(line[:2000] for line in lines)
+            kept = loglines.for_terminal(lines, b"").decode(errors="replace").split("\n")[-1 - config.STDERR_LINES_KEPT : -1]
+            process.stderr_lines.extend(line[:2000] for line in kept)
+        self._on_lines(f"{process.spec.pipeline}/{process.spec.stage}", lines)
 
     def _reap(self, process: StageProcess) -> None:
         """The process has ended: hear what it still said, then say that it is gone."""
@@ -327,9 +350,9 @@ def how_ended(code: int) -> str:
         return f"died of signal {-code}"
 
 
-def ran_before(run_folder: Path, boot: str) -> dict[str, dict[str, list[int]]]:
-    """By former boot and queue, the items that were running when this machine's node died."""
-    found: dict[str, dict[str, list[int]]] = {}
+def ran_before(run_folder: Path, boot: str) -> dict[str, dict[str, list[Any]]]:
+    """By former boot and queue, the items that were running when this machine's node died; as [lo, hi] those that did so together."""
+    found: dict[str, dict[str, list[Any]]] = {}
     for file in sorted(run_folder.glob("*.position")):
         former = file.stem.rpartition("-")[0]
         data = file.read_bytes()
@@ -337,12 +360,29 @@ def ran_before(run_folder: Path, boot: str) -> dict[str, dict[str, list[int]]]:
             continue
         _, item_id = _POSITION.unpack_from(data, 0)
         try:
-            queue = json.loads(data[_POSITION.size :])["queue"]
+            queue, in_hand = _read_about(data)
         except (ValueError, KeyError, TypeError):
             continue  # the machine died while it was written: then nothing ran there yet
         if item_id and queue:
-            found.setdefault(former, {}).setdefault(queue, []).append(item_id)
+            together = sorted({one for one in in_hand if one})
+            ran = [[one, one + 1] for one in together] if len(together) > 1 else [item_id]
+            found.setdefault(former, {}).setdefault(queue, []).extend(ran)
     return found
+
+
+def position_bytes(queue: str, in_hand: int) -> bytes:
+    """What a position file begins as: the position, a line about it, and room for the ids of what a process has in hand together."""
+    about = json.dumps({"queue": queue, "in_hand": in_hand}).encode()
+    about += b" " * (-(len(about) + 1) % 8) + b"\n"
+    return _POSITION.pack(0, 0) + about + bytes(8 * in_hand)
+
+
+def _read_about(data: bytes) -> tuple[str, tuple[int, ...]]:
+    """The queue, and the ids of what was in hand together."""
+    line, _, rest = data[_POSITION.size :].partition(b"\n")
+    about = json.loads(line)
+    count = min(int(about.get("in_hand", 0)), len(rest) // 8)
+    return about["queue"], struct.unpack_from(f"={count}Q", rest)
 
 
 def forget_ran_before(run_folder: Path, boot: str) -> None:

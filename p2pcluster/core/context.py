@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _current: ContextVar[Context] = ContextVar("p2pcluster_context")
+_of_process: Context | None = None  # the one that was made active last
 
 
 class Context:
@@ -101,9 +102,17 @@ def current() -> Context:
         ) from None
 
 
+def item_in_hand() -> int | None:
+    """The id of the item that is worked on here, for what is printed; in a thread of the user's, of the process's."""
+    context = _current.get(_of_process)
+    return None if context is None else context.item_id
+
+
 @contextmanager
 def active(context: Context) -> Iterator[Context]:
     """Make `context` what `current()` answers inside the `with`; an `async` stage does so once in each of its tasks."""
+    global _of_process
+    _of_process = context
     token = _current.set(context)
     try:
         yield context
