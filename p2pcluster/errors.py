@@ -54,10 +54,14 @@ class NotLeader(ClusterError):
 
 
 class Unavailable(ClusterError):
-    """No answer within the time: the outcome is unknown, ask again with the same id."""
+    """No answer within the time. Unless it is `definite` the outcome is unknown: ask again with the same id."""
 
     code = "unavailable"
     definite = False
+
+    def __init__(self, message: str, definite: bool = False) -> None:
+        super().__init__(message)
+        self.definite = definite
 
 
 class ClusterNotFound(ClusterError):
@@ -146,6 +150,18 @@ class Superseded(ClusterError):
     joins as a new one."""
 
     code = "superseded"
+
+
+class RolledBack(ClusterError):
+    """A new version did not start where it was tried; the former one runs on."""
+
+    code = "rolled_back"
+
+
+class ItemsRemain(ClusterError):
+    """A pipeline that still has items is not undeployed, unless these may go too."""
+
+    code = "items_remain"
 
 
 class ItemsParked(ClusterError):

@@ -1007,7 +1007,8 @@ class Node:
             return
         self._reply(session.id, message, "ok", project={
             "version": pipeline.version, "origin": pipeline.origin, "files": pipeline.files, "run": pipeline.run,
-            "state": pipeline.state, "manifest": pipeline.manifest, "project": pipeline.project,
+            "state": pipeline.state, "manifest": pipeline.manifest, "project": pipeline.project, "rolled": pipeline.rolled,
+            "rollout": pipeline.rollout.number if pipeline.rollout else None,
         })
 
     def _on_client_wait(self, session: Session, message: Message) -> None:
@@ -1020,7 +1021,10 @@ class Node:
             text = f"this connection waits for {config.WAITS_MAX} runs already: wait for an answer, or close it and connect again"
             self._reply(session.id, message, "refused", code="too_many_waits", text=text)
             return
-        self._waiters.append((session.id, message.fields["req"], pipeline.name, max(pipeline.run, 1)))
+        run = message.fields.get("run", max(pipeline.run, 1))
+        if not commands.is_number(run):
+            raise RemoteProtocolError("message 'wait': field 'run' is not a number")
+        self._waiters.append((session.id, message.fields["req"], pipeline.name, run))
         self._answer_waiters()
 
     def _answer_waiters(self) -> None:
@@ -1029,9 +1033,9 @@ class Node:
             pipeline = self.state.pipelines.get(name)
             if pipeline is None or pipeline.run > run or is_over(pipeline):
                 self._waiters.remove(waiter)
-                parked = self.state.parked_of_run(pipeline) if pipeline else 0
-                self._outbox.append((session_id, Message("reply", {"req": request, "kind": "wait", "result": "ok",
-                                                                   "parked": parked, "run": run})))
+                parked = self.state.parked_of_run(pipeline, run) if pipeline else 0
+                result = {"result": "ok"} if pipeline else {"result": "refused", "code": "unknown_pipeline"}
+                self._outbox.append((session_id, Message("reply", {"req": request, "kind": "wait", **result, "parked": parked, "run": run})))
 
     def status(self) -> dict[str, Any]:
         """The object of `status --json`, less what only the shell knows."""

@@ -584,6 +584,8 @@ class State(Deployments):
         pipeline.params = message.fields["params"]
         pipeline.ticks = {}
         pipeline.started_ms, pipeline.done_ms = context.at_ms, 0
+        pipeline.totals = {record["name"]: self.queues[pipeline.full(record["name"])].done for record in pipeline.manifest["queues"]
+                           if record["read_by"]}
         self._touch("projects", pipeline.name)
         self._maybe_done(pipeline.name, context)
         return Outcome("start_run", "ok", {"run": pipeline.run})
@@ -789,11 +791,25 @@ class State(Deployments):
         pipeline.done_ms = context.at_ms
         self._touch("projects", name)
 
-    def parked_of_run(self, pipeline: PipelineState) -> int:
-        """How many items of the pipeline's current run are parked."""
+    def totals_of_run(self, pipeline: PipelineState) -> dict[str, dict[str, int]]:
+        """By stage, how many items of the current run it has done, or as a source emitted, and how many are parked."""
+        totals = {}
+        for stage in pipeline.manifest["stages"]:
+            if stage["reads"] is None:
+                keys = [pipeline.source_key(stage["name"], shard) for shard in range(shards_of(stage))]
+                totals[stage["name"]] = {"done": sum(self.producers[key].count for key in keys if key in self.producers), "parked": 0}
+                continue
+            queue = self.queues[pipeline.full(stage["reads"])]
+            parked = sum(1 for parked in queue.parked.values() if parked.run == pipeline.run)
+            totals[stage["name"]] = {"done": queue.done - pipeline.totals.get(stage["reads"], 0), "parked": parked}
+        return totals
+
+    def parked_of_run(self, pipeline: PipelineState, run: int | None = None) -> int:
+        """How many items of a run of the pipeline are parked, of the current one without `run`."""
+        wanted = pipeline.run if run is None else run
         return sum(
             1 for queue in self.queues.values() if queue.pipeline == pipeline.name
-            for parked in queue.parked.values() if parked.run == pipeline.run
+            for parked in queue.parked.values() if parked.run == wanted
         )
 
 

@@ -147,7 +147,7 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
     oldest_ms = queue.oldest_ms()
     return {
         "pipeline": queue.pipeline, "name": queue.name.partition("/")[2], "ready": len(queue.ready), "leased": len(queue.leases),
-        "delayed": len(queue.delayed), "parked": len(queue.parked), "rate_in_per_s": round(rate_in, 1),
+        "delayed": len(queue.delayed), "parked": len(queue.parked), "bytes": queue.open_bytes, "rate_in_per_s": round(rate_in, 1),
         "rate_out_per_s": round(rate_out, 1), "oldest_s": None if oldest_ms is None else round(max(0, now_ms - oldest_ms) / 1000, 1),
     }
 

@@ -16,6 +16,7 @@ def plain_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("P2PCLUSTER_")]:
             patch.delenv(name)
+        patch.setenv("P2PCLUSTER_BIND", "127.0.0.1")  # a client that looks for its cluster asks this machine alone
         yield
 
 
