@@ -270,6 +270,7 @@ def test_the_smaller_half_stands_still_and_the_larger_one_does_its_work(whole: H
     work.feed(large[1], 20)
     work.wait_until_done(large[0])
     assert (whole.term(leader) > term) == with_leader, "who leads a majority is not disturbed by the others"
+    whole.nodes[small[0]].wait_for_line("nobody leads, so everything waits: 3 of the 5 nodes that vote must be here and 2 are", WAIT_S)
     whole.switch.join()
     work.is_whole(unanswered=range(value, value + 3))
 
