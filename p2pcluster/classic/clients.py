@@ -6,6 +6,7 @@ says so: by JSON that names functions, never by a pickle. Files that a server se
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -17,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from p2pcluster import bundle
 from p2pcluster.classic import utils
-from p2pcluster.classic.finding import find_server
+from p2pcluster.classic.finding import find_servers
 from p2pcluster.classic.functions import Reference, blocking_call, is_loading, reference_of
 from p2pcluster.classic.processes import Job, Processes, Setting
 from p2pcluster.classic.queues import Door, Queues, server_queues
@@ -32,6 +33,8 @@ from p2pcluster.errors import ClusterError, ClusterNotFound, ProjectError, Wrong
 
 ASK_AGAIN_S = 5.0  # the server may have been started again meanwhile, and forgotten what it was asked
 READ_EACH_S = 0.1
+SILENT_S = 2.0  # for a server that is there, before a line says that it is looked for
+END_S = 1.0  # for the last word to a server, which may be away
 
 
 class _Client:
@@ -138,10 +141,11 @@ class FunctionClient(_Client):
     def __init__(self, server_port: int, authkey: bytes | str, *, timeout_s: float = utils.CONNECT_S) -> None:
         super().__init__(server_port, authkey, lambda left_s: search(server_port, self._secret, left_s), timeout_s)
         if blocking_call():
-            answer = ask(self._door.cluster, self.server, timeout_s)
-            jobs = [_job_said(one, _script_here) for one in answer["functions"]]
-            _say_what_runs(jobs)
-            self._run(jobs)
+            with Conversation(self._door.cluster, self.server) as server:
+                answer = server.ask(timeout_s)
+                jobs = [_job_said(one, _script_here) for one in answer["functions"]]
+                _say_what_runs(jobs)
+                self._run(jobs)
 
 
 class ProtocolClient(_Client):
@@ -157,11 +161,12 @@ class ProtocolClient(_Client):
         if not blocking_call():
             return
         cluster = self._door.cluster
-        answer = ask(cluster, self.server, self._timeout_s)
-        with received(cluster, answer["version"], answer["zip_sha256"]) as folder:
-            jobs = [_job_said(one, lambda script: str(folder / script)) for one in answer["functions"]]
-            _say_what_runs(jobs)
-            self._queue_client(answer["port"])._run(jobs, str(folder), [str(folder), *sys.path[1:]])
+        with Conversation(cluster, self.server) as server:
+            answer = server.ask(self._timeout_s)
+            with received(cluster, answer["version"], answer["zip_sha256"]) as folder:
+                jobs = [_job_said(one, lambda script: str(folder / script)) for one in answer["functions"]]
+                _say_what_runs(jobs)
+                self._queue_client(answer["port"])._run(jobs, str(folder), [str(folder), *sys.path[1:]])
 
     def _queue_client(self, port: int) -> _Client:
         """A client of the server that has the queues, which may be another one of that machine."""
@@ -174,12 +179,16 @@ def search(port: int, secret: bytes, timeout_s: float) -> Address:
     """Find the server of a port, and say so where it takes long."""
     options = utils.options_of(port)
     try:
-        return find_server(options, secret, min(2.0, timeout_s))
+        found = find_servers(options, secret, min(SILENT_S, timeout_s))
     except ClusterNotFound:
-        if timeout_s <= 2.0:
+        if timeout_s <= SILENT_S:
             raise
-    utils.say(f"looking for the server of port {port}, for {timeout_s:g} s at most")
-    return find_server(options, secret, timeout_s - 2.0)
+        utils.say(f"looking for the server of port {port}, for {timeout_s:g} s at most")
+        found = find_servers(options, secret, timeout_s - SILENT_S)
+    if len(found) > 1:
+        utils.say(f"there are {len(found)} servers of port {port} and this authkey, at {', '.join(map(str, found))}: this is a client of the "
+                  "first; end the others, or name one with BaseClient")
+    return found[0]
 
 
 def job_of(func: Any, queues: Any, count: Any) -> Job:
@@ -222,38 +231,64 @@ def _say_what_runs(jobs: Sequence[Job]) -> None:
 # ---- what the server says
 
 
-def ask(cluster: Cluster, server: Address, timeout_s: float) -> dict[str, Any]:
-    """What to run here, by the server's scheduler. Raises `ClusterNotFound` when no answer comes in time, `ClusterError` when it failed."""
-    me, by_s = secrets.token_hex(8), time.monotonic() + timeout_s
-    if utils.ASKED not in [record["name"] for record in cluster.manifest["queues"]]:
-        raise WrongUsage(f"the server at {server} does not say what to run: it is no FunctionServer or ProtocolServer; use BaseClient")
-    ask_s = 0.0
-    while (now_s := time.monotonic()) < by_s:
-        if now_s >= ask_s:
-            ask_s = now_s + ASK_AGAIN_S
-            cluster.put(utils.ASKED, {"client": me, "facts": facts(server)})
-        answer = _answer_to(cluster, me)
-        if answer is not None and answer["error"]:
-            raise ClusterError(f"the server's scheduler failed: {answer['error']}")
-        if answer is not None:
-            return answer
-        time.sleep(READ_EACH_S)
-    raise ClusterNotFound(f"the server at {server} did not say within {timeout_s:g} s what to run here: look what it prints")
+class Conversation:
+    """With a server that says what to run here: it is asked, answers, and hears of the end."""
 
+    def __init__(self, cluster: Cluster, server: Address) -> None:
+        self._cluster = cluster
+        self._server = server
+        self._me = secrets.token_hex(8)
+        self._has_asked = False
 
-def _answer_to(cluster: Cluster, me: str) -> dict[str, Any] | None:
-    """The answer, taken off its queue without taking those of others."""
-    queue, after = cluster.full(utils.ANSWERS), 0
-    while True:
-        reply = cluster.link.call(Message("read", {"queue": queue, "after": after, "count": 1000}))
-        if reply.kind != "values":
-            return None
-        for item_id, body in bodies_of(reply):
-            after = item_id
-            answer: dict[str, Any] = cluster.value_of(utils.ANSWERS, body)
-            if answer["client"] == me:
-                cluster.link.call(Message("done", {"queue": queue, "ranges": [[item_id, item_id + 1]], "ports": [], "whole": False}))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._has_asked:
+            link, before_s = self._cluster.link, self._cluster.link.timeout_s
+            link.timeout_s = END_S
+            with contextlib.suppress(ClusterError):  # a server that is away has forgotten who ran what
+                self._say(ends=True)
+            link.timeout_s = before_s
+
+    def ask(self, timeout_s: float) -> dict[str, Any]:
+        """What to run here, by the server's scheduler. Raises `ClusterNotFound` when no answer comes in time, `ClusterError` when it
+        failed."""
+        by_s = time.monotonic() + timeout_s
+        if utils.ASKED not in [record["name"] for record in self._cluster.manifest["queues"]]:
+            raise WrongUsage(f"the server at {self._server} does not say what to run: it is no FunctionServer or ProtocolServer; use "
+                             "BaseClient")
+        ask_s = 0.0
+        while (now_s := time.monotonic()) < by_s:
+            if now_s >= ask_s:
+                ask_s = now_s + ASK_AGAIN_S
+                self._say(ends=False)
+            answer = self._heard()
+            if answer is not None and answer["error"]:
+                raise ClusterError(f"the server's scheduler failed: {answer['error']}")
+            if answer is not None:
                 return answer
+            time.sleep(READ_EACH_S)
+        raise ClusterNotFound(f"the server at {self._server} did not say within {timeout_s:g} s what to run here: look what it prints")
+
+    def _say(self, ends: bool) -> None:
+        self._has_asked = True
+        self._cluster.put(utils.ASKED, {"client": self._me, "facts": facts(self._server), "ends": ends})
+
+    def _heard(self) -> dict[str, Any] | None:
+        """The answer, taken off its queue without taking those of others."""
+        queue, after = self._cluster.full(utils.ANSWERS), 0
+        while True:
+            reply = self._cluster.link.call(Message("read", {"queue": queue, "after": after, "count": 1000}))
+            if reply.kind != "values":
+                return None
+            for item_id, body in bodies_of(reply):
+                after = item_id
+                answer: dict[str, Any] = self._cluster.value_of(utils.ANSWERS, body)
+                if answer["client"] == self._me:
+                    self._cluster.link.call(
+                        Message("done", {"queue": queue, "ranges": [[item_id, item_id + 1]], "ports": [], "whole": False}))
+                    return answer
 
 
 def facts(server: Address) -> dict[str, Any]:

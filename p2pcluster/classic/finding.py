@@ -20,14 +20,16 @@ from p2pcluster.lan import Lan
 
 ASK_EACH_S = 0.5
 OTHER_S = 2.0  # after a server with another key was heard, for one with this
+SECOND_S = 0.3  # after the first server was heard, for others: nobody may work for two halves of a pipeline unaware
 
 
-def find_server(options: Options, secret: bytes, timeout_s: float) -> Address:
-    """Where the server of this port and key listens. Raises `ClusterNotFound` and `AuthenticationFailed`."""
+def find_servers(options: Options, secret: bytes, timeout_s: float) -> list[Address]:
+    """Where the servers of this port and key listen, in an order that is the same for all who look: there should be one. Raises
+    `ClusterNotFound` and `AuthenticationFailed`."""
     with Lan(options.bind, options.port) as lan:
         found, other_key = _Search(options, secret, lan).run(timeout_s)
-    if found is not None:
-        return found
+    if found:
+        return [address for _, address in sorted(found.items())]
     if other_key:
         raise AuthenticationFailed(f"the server of port {options.port} at {other_key} has another authkey: give both programs the same")
     raise ClusterNotFound(f"no server of port {options.port} and this authkey was heard for {timeout_s:g} s: start one, let UDP and TCP "
@@ -45,9 +47,10 @@ class _Search:
             udp_port=lan.own_port, interval_ms=1, package=p2pcluster.__version__, python=platform.python_version(),
         )
         self._other_key = ""
+        self._found: dict[str, Address] = {}  # by node: one may be heard over several networks
 
-    def run(self, timeout_s: float) -> tuple[Address | None, str]:
-        """The server, or nobody and the host of one with another key, or ""."""
+    def run(self, timeout_s: float) -> tuple[dict[str, Address], str]:
+        """The servers by node, and the host of one with another key, or ""."""
         by_s, ask_s = time.monotonic() + timeout_s, 0.0
         with selectors.DefaultSelector() as selector:
             for sock in self._lan.sockets():
@@ -56,15 +59,13 @@ class _Search:
                 if now_s >= ask_s:
                     ask_s = now_s + ASK_EACH_S
                     self._lan.broadcast(self._gate.seal(self._me, broadcast=True))
-                found = self._hear(round(now_s * 1000))
-                if found is not None:
-                    return found, ""
-                if self._other_key and by_s - now_s > OTHER_S:
-                    by_s = now_s + OTHER_S
+                self._hear(round(now_s * 1000))
+                if self._found or self._other_key:
+                    by_s = min(by_s, now_s + (SECOND_S if self._found else OTHER_S))
                 selector.select(max(0.0, min(ask_s, by_s) - time.monotonic()))
-        return None, self._other_key
+        return self._found, self._other_key
 
-    def _hear(self, now_ms: int) -> Address | None:
+    def _hear(self, now_ms: int) -> None:
         for data, where in self._gate.repeat_questions(self._me, now_ms):
             self._send(data, where)
         for data, address in self._lan.receive():
@@ -75,8 +76,7 @@ class _Search:
                 if heard.reason is Reason.OTHER_KEY:
                     self._other_key = self._other_key or address.host
             elif isinstance(heard.body, Beacon) and heard.body.leader_id is not None:  # only a server leads; other clients ask as this does
-                return Address(heard.body.tcp_host or heard.address.host, heard.body.tcp_port)
-        return None
+                self._found.setdefault(heard.node_id, Address(heard.body.tcp_host or heard.address.host, heard.body.tcp_port))
 
     def _send(self, data: bytes, where: Address | None) -> None:
         if where is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import threading
 import tokenize
 import types
 from collections.abc import Callable
@@ -38,8 +39,9 @@ class Reference:
         return asdict(self)
 
 
-class ScriptEnds(BaseException):
-    """The script that is run for its functions is at the call that blocks: what stands behind it is not for this process."""
+class ScriptEnds(SystemExit):
+    """The script that is run for its functions is at the call that blocks: what stands behind it is not for this process. A thread of the
+    script's ends with it in silence."""
 
 
 class _Loading:
@@ -61,7 +63,10 @@ def is_loading() -> bool:
 
 
 def blocking_call() -> bool:
-    """A call that blocks for as long as processes run: whether it is to do so. Raises `ScriptEnds` at the call that is looked for."""
+    """A call that blocks for as long as processes run: whether it is to do so. Raises `ScriptEnds` at the call that is looked for. In
+    which order threads make such calls is not the script's to say, so theirs are not counted."""
+    if threading.current_thread() is not threading.main_thread():
+        return not is_loading()
     if not is_loading():
         _loading.calls += 1
         return True

@@ -115,7 +115,7 @@ class QueueNode:
         elif before := [f"{count} in {name}" + ("" if name in names else ", which is not configured now")
                         for name, count in waiting.items() if count]:
             utils.say(f"items from before: {'; '.join(before)}; fresh=True would drop them")
-        utils.say(f"serving {', '.join(names) or 'no queues'} on port {self.port}")
+        utils.say(f"serving {', '.join(names) or ('functions' if talks else 'no queues')} on port {self.port}")
 
 
 def manifest_of(names: Sequence[str], talks: bool) -> dict[str, Any]:
@@ -143,5 +143,5 @@ def _refuse_taken_port(bind: str, port: int) -> None:
     try:
         socket.create_server((bind, port)).close()
     except OSError as error:
-        raise HomeError(f"port {port} cannot be had ({error.strerror}): end the program that has it, or take another port in server and "
+        raise HomeError(f"port {port} cannot be had ({os.strerror(error.errno or 0)}): end the program that has it, or take another port in server and "
                         "clients") from error

@@ -59,6 +59,8 @@ class Door:
 class RawQueue:
     """A queue by name. Raises `queue.Empty` as Python's own do, and `ClusterError`."""
 
+    maxsize = 0  # none, as `queue.Queue` says it
+
     def __init__(self, door: Door, name: str) -> None:
         self.door = door
         self.name = name
@@ -76,7 +78,7 @@ class RawQueue:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take a value, which nobody else then gets. Raises `queue.Empty`."""
-        if timeout is not None and timeout < 0:
+        if block and timeout is not None and timeout < 0:
             raise ValueError("'timeout' must be a non-negative number")
         with self.door.cluster.take(self.name, 1, timeout if block else 0.0) as items:
             for value in items:
@@ -146,14 +148,21 @@ class Queues(Mapping[str, RawQueue]):
 
     def __init__(self, door: Callable[[], Door]) -> None:
         self._door = door
+        self._made: dict[str, RawQueue] = {}  # one for each name, as each counts what `task_done` is told
         self.names: list[str] = []
 
     def __getitem__(self, name: str) -> RawQueue:
         if is_loading():
             return IdleQueue(name)
-        if not isinstance(name, str) or (name not in self.names and name not in server_queues(self._door().cluster)):
+        if name not in self:
             raise WrongUsage(f"there is no queue {name!r:.60} here; there are {', '.join(self) or 'none'}: name it in configure")
-        return RawQueue(self._door(), name)
+        return self._made.setdefault(name, RawQueue(self._door(), name))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (is_loading() or name in self.names or name in server_queues(self._door().cluster))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -25,6 +25,7 @@ from p2pcluster.classic.processes import Job
 from p2pcluster.classic.queues import Door, Queues
 from p2pcluster.classic.schedulers import ClientInfo, PipelineReplicate
 from p2pcluster.errors import ClusterError, WrongUsage
+from p2pcluster.worker import error_of
 
 
 class BaseServer:
@@ -94,7 +95,7 @@ class FunctionServer(BaseServer):
     def __init__(self, port: int, authkey: bytes | str, functions: Mapping[str, Sequence[Any]], *,
                  home: str | os.PathLike[str] | None = None, fresh: bool = False) -> None:
         super().__init__(port, authkey, home=home, fresh=fresh)
-        self._functions = {name: _whole(name, one) for name, one in functions.items()}
+        self._functions = _checked(functions)
         self.configure(_queues_of(self._functions))
 
     def start(self) -> None:
@@ -116,7 +117,7 @@ class ProtocolServer:
         if not callable(getattr(scheduler, "schedule", None)):
             raise WrongUsage(f"{scheduler!r:.80} is no scheduler: give an object with schedule(info, functions), such as "
                              "PipelineReplicate()")
-        whole = {name: _whole(name, one) for name, one in functions.items()}
+        whole = _checked(functions)
         cluster_server.configure(_queues_of(whole))
         is_same = cluster_server.port == port
         node = cluster_server._node if is_same else QueueNode(port, cluster_server.authkey, home, True)
@@ -140,7 +141,7 @@ class Clerk(threading.Thread):
         self._scheduler = scheduler
         self._port = port
         self._functions = {name: pickle.dumps(one) for name, one in functions.items()}
-        self._runs: dict[str, list[str]] = {}  # by machine, what its clients were told
+        self._runs: dict[str, dict[str, list[str]]] = {}  # by machine and client, what that was told and has not ended yet
 
     def run(self) -> None:
         assert self._node.door is not None, "its node was started"
@@ -148,19 +149,27 @@ class Clerk(threading.Thread):
             cluster = self._node.door.cluster
             with cluster.take(utils.ASKED) as asked:
                 for question in asked:
-                    cluster.put(utils.ANSWERS, self._answer(question["client"], question["facts"]))
+                    answer = self.hear(question["client"], question["facts"], question["ends"])
+                    if answer is not None:
+                        cluster.put(utils.ANSWERS, answer)
         except ClusterError as error:
             utils.say(f"clients are told nothing any more: {error}")
 
-    def _answer(self, client: str, facts: dict[str, Any]) -> dict[str, Any]:
-        info = ClientInfo.of({**facts, "runs": self._runs.get(facts["name"], [])})
+    def hear(self, client: str, facts: dict[str, Any], ends: bool) -> dict[str, Any] | None:
+        """The answer to a client that asks, for the first time or once more; none to one that has ended."""
+        runs = self._runs.setdefault(facts["name"], {})
+        runs.pop(client, None)
+        return None if ends else self._answer(client, facts, runs)
+
+    def _answer(self, client: str, facts: dict[str, Any], runs: dict[str, list[str]]) -> dict[str, Any]:
+        info = ClientInfo.of({**facts, "runs": [name for names in runs.values() for name in names]})
         try:
             functions = [_said(job) for job in jobs_of(self._scheduler.schedule(info, dict(self._functions)))]
             error = ""
-            self._runs.setdefault(info.name, []).extend(one["name"] for one in functions)
-        except Exception as raised:  # the user's scheduler may raise anything; the client hears of it
+            runs[client] = [one["name"] for one in functions]
+        except BaseException as raised:  # the user's scheduler may raise anything, the end of the program too; the client hears of it
             traceback.print_exc()
-            functions, error = [], f"{type(raised).__name__}: {raised}"
+            functions, error = [], str(error_of(raised)["text"])
         utils.say(f"client {info.name} at {info.address} runs " + (", ".join(one["name"] for one in functions) or f"nothing; {error}"))
         return {"client": client, "functions": functions, "error": error, "port": self._port, "version": self._node.version,
                 "zip_sha256": self._node.zip_sha256}
@@ -171,9 +180,24 @@ def jobs_of(scheduled: Any) -> Iterator[Job]:
     chosen: Iterable[tuple[str | None, Any]] = scheduled.items() if isinstance(scheduled, Mapping) else ((None, one) for one in scheduled)
     for name, one in chosen:
         # Bytes are this server's own, which it handed to its own scheduler.
-        whole = _whole(name, pickle.loads(one) if isinstance(one, bytes) else one)
-        job = job_of(*whole)
-        yield Job(name or job.name, job.function, job.queues, job.count)
+        yield _job(name, pickle.loads(one) if isinstance(one, bytes) else one)
+
+
+def _job(name: str | None, one: Any) -> Job:
+    """Raises `WrongUsage`."""
+    if name is not None and (not isinstance(name, str) or not name.isprintable()):
+        raise WrongUsage(f"a function's name is {name!r:.80} but must be text, such as 'Square'")
+    job = job_of(*_whole(name, one))
+    return Job(name or job.name, job.function, job.queues, job.count)
+
+
+def _checked(functions: Any) -> dict[str, list[Any]]:
+    """`{name: [function, queues, count]}` of functions that clients will find. Raises `WrongUsage`."""
+    if not isinstance(functions, Mapping):
+        raise WrongUsage(f"functions is {functions!r:.80} but must be {{name: [function, [queues]]}}")
+    for name, one in functions.items():
+        _job(name, one)
+    return {name: _whole(name, one) for name, one in functions.items()}
 
 
 def _whole(name: str | None, one: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -23,6 +24,7 @@ ANSWERS = "classic.answers"  # ... and where it reads it
 CONNECT_S = 60.0  # how long a client waits for its server's first word
 FOREVER_S = 1e6  # what waits for a server to come back, waits for this; about as much as the system's calls take
 KEY_CHARACTERS_STRONG = 16
+STOPPED = 128 + signal.SIGINT  # the exit code of what Ctrl-C has ended
 SCRYPT_N = 1 << 14  # with r=8 a guess costs 16 MiB and some 50 ms
 FROM_ENVIRONMENT = ("BIND", "ADVERTISE", "TAG", "SLOTS", "VERBOSE")  # home, key, port and cluster are the program's own
 
@@ -85,6 +87,8 @@ def in_one_line(call: Callable[P, R]) -> Callable[P, R]:
         except ClusterError as error:
             say(str(error))
             raise SystemExit(error.exit_code) from error
+        except KeyboardInterrupt:  # also while a server is waited for
+            raise Stopped(STOPPED) from None
 
     return called
 

@@ -22,7 +22,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.errors import ClusterError
 from p2pcluster.worker import Channel
 
-RAISED, REFUSED, STOPPED = 3, 4, 130  # exit codes, beside 0: the function has returned
+RAISED, REFUSED, STOPPED = 3, 4, utils.STOPPED  # exit codes, beside 0: the function has returned
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 # As for stage processes: our own imports come before the program's folder is on the path.

@@ -12,6 +12,7 @@ from p2pcluster.classic import loops
 from p2pcluster.classic.queues import RawQueue
 from p2pcluster.core import stages
 from p2pcluster.core.stages import Stage
+from p2pcluster.errors import WrongUsage
 
 
 class Looping:
@@ -35,8 +36,12 @@ class Looping:
         return repr(self.stage)
 
 
-def _decorator(make: Callable[..., Any]) -> Callable[..., Any]:
+def _decorator(make: Callable[..., Any], *known: str) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        for name in options:
+            if name not in known:
+                raise WrongUsage(f"a decorator of the older API has no option {name!r}" + (f", only {' and '.join(known)}" if known else "")
+                                 + ": where and in how many processes a function runs is said to process")
         if function is None:
             return functools.partial(decorate, **options)
         return Looping(make(function, **options))
@@ -45,8 +50,8 @@ def _decorator(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 i_wrap = _decorator(stages.source)
-io_wrap = _decorator(stages.stage)
-o_wrap = _decorator(stages.sink)
+io_wrap = _decorator(stages.stage, "retries", "backoff_s")
+o_wrap = _decorator(stages.sink, "retries", "backoff_s")
 
 
 def as_looping(function: Callable[..., Any]) -> Callable[..., Any]:

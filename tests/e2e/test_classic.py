@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -9,17 +10,24 @@ import signal
 import socket
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from harness import ROOT, NodeProcess, Site, children_of, is_alive, wait_for
+from harness import ROOT, NodeProcess, Site, children_of, free_port, is_alive, wait_for
 
+from p2pcluster.classic import utils
+from p2pcluster.classic.queues import Door
+from p2pcluster.client import Cluster
+from p2pcluster.config import Address
 from p2pcluster.lan import Lan
 from tests.namespaces import Switch, namespaces_can_be_made
 
-KEY = "b'a key of sixteen or more characters'"
+SECRET = b"a key of sixteen or more characters"
+KEY = repr(SECRET)
 
 FUNCTIONS = """
     from p2pcluster.classic.wrappers import i_wrap, io_wrap, o_wrap
@@ -74,6 +82,11 @@ class Programs:
     def start(self, file: Path, namespace: str | None = None, **environment: str) -> NodeProcess:
         inside = ["ip", "netns", "exec", namespace] if namespace else []
         return self.site.start(cwd=file.parent, command=[*inside, sys.executable, str(file)], **environment)
+
+    def connect(self) -> Cluster:
+        """To the server, as a client does."""
+        options = utils.options_of(self.site.port, seed=Address("127.0.0.1", self.site.port))
+        return Door(options, utils.stretched(SECRET, self.site.port)).connect(10)
 
     def server(self, text: str = SERVER, **values: object) -> NodeProcess:
         return self.start(self.write("server.py", text, **values))
@@ -274,10 +287,9 @@ def test_clients_find_their_server_and_are_told_what_to_run_and_sent_the_files(p
     server.wait_for_line("asked by True 127.0.0.1 True ['Generate', 'Print', 'Square']")
     assert "Generate x 1, Square x 2, Print x 1" in said(client, "has this client run")
     assert (programs.site.folder / "client" / "helper.py").read_text() == "this is no Python, and the client's own"
-    secret = b"sixteen or more characters"
-    assert datagrams and secret not in datagrams
+    assert datagrams and SECRET not in datagrams
     for pid in (server.pid, client.pid, *children_of(client.pid)):
-        assert secret not in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        assert SECRET not in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
     interrupt(client)
     stranger = programs.start(programs.write("client/stranger.py", """
         from p2pcluster.classic import BaseClient
@@ -353,6 +365,47 @@ def test_an_item_is_not_lost_with_its_process_and_one_whose_function_raises_is_p
     server.stop()
 
 
+def test_an_item_that_kills_its_process_is_counted_in_the_journal_and_parked_and_the_others_go_on(programs: Programs) -> None:
+    """Whatever kills it; also when the client is another one by then. Each process count is the client's own, and stays."""
+    server = programs.server()
+    script = programs.write("client.py", """
+        import os, signal
+        from p2pcluster.classic import BaseClient
+        from p2pcluster.classic.wrappers import o_wrap
+
+        @o_wrap(retries=1, backoff_s={backoff_s})
+        def Print(x):
+            if x == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if x == 3:
+                os._exit(0)
+            print("got", x)
+
+        c = BaseClient(('127.0.0.1', {port}), authkey={key})
+        if c.queues['gen2sq_q'].empty():
+            for x in range(6):
+                c.queues['gen2sq_q'].put(x)
+        c.process(Print, ['gen2sq_q'], 2)
+    """, backoff_s=3)
+    first = programs.start(script)
+    said(first, "a process of Print died of signal 9 (SIGKILL) and is replaced; the item of gen2sq_q that it had in hand is tried again")
+    said(first, "a process of Print ended and is replaced; the item of gen2sq_q that it had in hand is tried again")
+    wait_for(lambda: got(first) == [0, 1, 4, 5], "the others are printed")
+    wait_for(lambda: len(list(children_of(first.pid))) == 2, "both have been replaced")
+    interrupt(first)
+    second = programs.start(script)
+    said(second, f"died of signal 9 (SIGKILL) and is replaced; the item of gen2sq_q that it had in hand is parked: python -m p2pcluster "
+                 f"parked --cluster classic-{programs.site.port}")
+    said(second, "ended and is replaced; the item of gen2sq_q that it had in hand is parked")
+    with programs.connect() as cluster:
+        parked = {item["id"].rpartition(":")[2]: (item["deliveries"], item["error"]["text"]) for item in cluster.parked()}
+    assert parked == {"3": (2, "its process died of signal 9 (SIGKILL)"), "4": (2, "its process ended")}
+    wait_for(lambda: len(list(children_of(second.pid))) == 2, "both have been replaced")
+    interrupt(second)
+    assert got(second) == []
+    server.stop()
+
+
 def _wakes(pid: int) -> int:
     """How often a process went to sleep of itself."""
     text = "".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status"))
@@ -377,6 +430,13 @@ def test_nothing_is_unpickled_from_whoever_answers_and_who_finds_nobody_gives_up
     assert nobody.code == 4
     lines = nobody.err.splitlines()
     assert len(lines) == 2 and "waiting for the server" in lines[0] and "there was no server at 127.0.0.1" in lines[1], lines
+    patient = programs.start(programs.write("patient.py", """
+        from p2pcluster.classic import BroadcastClient
+
+        BroadcastClient({port}, {key})
+    """))
+    said(patient, "looking for the server of port")
+    interrupt(patient)
     body = pickle.dumps(_Bomb())
     with socket.create_server(("127.0.0.1", programs.site.port)) as listener:
         client = programs.start(script)
@@ -391,17 +451,59 @@ def test_nothing_is_unpickled_from_whoever_answers_and_who_finds_nobody_gives_up
     assert bomb.exists(), "it would have gone off"
 
 
-def test_the_key_does_not_go_over_the_wire_and_a_weak_one_is_warned_about(programs: Programs) -> None:
-    server = programs.server("""
-        from p2pcluster.classic import BaseServer
+def test_who_listens_on_the_wire_reads_values_and_no_key_and_a_weak_one_is_warned_about(programs: Programs) -> None:
+    with Wire(programs.site.port) as wire:
+        server = programs.server("""
+            from p2pcluster.classic import BroadcastServer
 
-        c = BaseServer(port={port}, authkey=b'password')
-        c.configure(['a'])
-        c.runserver()
-    """)
-    assert "this authkey has 8 characters" in said(server, "authkey")
-    said(server, "serving a on port")
-    assert b"password" not in b"".join(file.read_bytes() for file in (programs.site.folder / ".p2pcluster").rglob("*") if file.is_file())
+            c = BroadcastServer(port={port}, authkey=b'weak password')
+            c.configure(['a'])
+            c.runserver()
+        """)
+        assert "this authkey has 13 characters" in said(server, "authkey")
+        said(server, "serving a on port")
+        client = programs.start(programs.write("client.py", """
+            from p2pcluster.classic import BroadcastClient
+
+            c = BroadcastClient({port}, b'weak password')
+            c.queues['a'].put('a value in clear')
+            print(c.queues['a'].get())
+        """)).finished()
+    assert client.out == "a value in clear" and "this authkey has 13 characters" in client.err
+    assert b"a value in clear" in wire.heard and f"classic-{programs.site.port}".encode() in wire.heard, "it was listened to"
+    stretched = utils.stretched(b"weak password", programs.site.port)
+    for secret in (b"weak password", stretched, bytes.fromhex(stretched.decode())):
+        assert secret not in wire.heard
+    on_disk = {file: file.read_bytes() for file in (programs.site.folder / ".p2pcluster").rglob("*") if file.is_file()}
+    assert not [file for file, data in on_disk.items() if b"weak password" in data]
+
+
+class Wire:
+    """What goes over loopback to or from a port, and every datagram, as somebody there hears it."""
+
+    def __init__(self, port: int) -> None:
+        self._ends = port.to_bytes(2, "big")
+        self.heard = bytearray()
+        try:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        except (AttributeError, PermissionError):
+            pytest.skip("here one cannot listen to what others send")
+        self._socket.bind(("lo", 0))
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> Wire:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                frame = self._socket.recv(1 << 17)
+                if frame[23] == socket.IPPROTO_UDP or self._ends in (frame[34:36], frame[36:38]):
+                    self.heard += frame
 
 
 def test_ctrl_c_gives_back_what_is_in_hand_and_a_killed_program_leaves_no_process(programs: Programs) -> None:
@@ -450,42 +552,90 @@ def test_ctrl_c_gives_back_what_is_in_hand_and_a_killed_program_leaves_no_proces
     server.stop()
 
 
-def test_servers_of_one_port_and_key_on_two_machines_stay_apart_and_a_client_elsewhere_finds_its_own(programs: Programs) -> None:
-    """Each on a host of its own, found by real broadcast, the server's address given or not."""
+@pytest.fixture
+def hosts(programs: Programs) -> Iterator[list[Host]]:
+    """Three machines on a network of their own."""
     if not namespaces_can_be_made():
         pytest.skip("network namespaces cannot be made here")
     switch = Switch()
     try:
-        first, second, third = (switch.host(name, f"10.77.4.{number}/24") for number, name in enumerate("abc", 1))
-        homes = [{"HOME": str(programs.site.folder / name), "P2PCLUSTER_BIND": "0.0.0.0"} for name in "abc"]
-        server = programs.start(programs.write("server.py", """
-            from p2pcluster.classic import BroadcastServer
-
-            c = BroadcastServer({port}, {key})
-            c.configure(['gen2sq_q', 'sq2sub_q', 'sub2pr_q'])
-            c.runserver()
-        """), first, **homes[0])
-        said(server, "serving gen2sq_q")
-        finder = programs.start(programs.write("finder.py", "from p2pcluster.classic import BroadcastClient", FUNCTIONS, """
-            c = BroadcastClient({port}, {key})
-            c.process([Generate, Square, Subtract1], {queues}[:3], [1, 2, 1])
-        """), third, **homes[2])
-        wait_for(lambda: list(children_of(finder.pid)), "it has found its server")
-        other = programs.start(programs.write("other.py", SERVER), second, **homes[1])
-        said(other, "serving gen2sq_q")
-        printing = "from p2pcluster.classic import BaseClient", FUNCTIONS, """
-            c = BaseClient(('10.77.4.1', {port}), authkey={key})
-            c.process(Print, ['sub2pr_q'], 1)
-        """
-        client = programs.start(programs.write("printing.py", *printing), second, **homes[1])
-        wait_for(lambda: len(got(client)) >= 40, "each number is printed")
-        assert got(client) == EXPECTED
-        assert not [line for line in [*server.lines, *other.lines] if "follows" in line or "joined" in line]
-        assert sum("leads cluster" in line for line in [*server.lines, *other.lines]) == 2
-        for node in (client, finder):
-            interrupt(node)
+        yield [Host(switch.host(name, f"10.77.4.{number}/24"), {"HOME": str(programs.site.folder / name), "P2PCLUSTER_BIND": "0.0.0.0"})
+               for number, name in enumerate("abc", 1)]
     finally:
         for node in programs.site.nodes:
             if node.is_running:
                 node.kill()
         switch.close()
+
+
+class Host(NamedTuple):
+    """A machine: its namespace, and what its programs find in their environment."""
+
+    namespace: str
+    environment: dict[str, str]
+
+
+def test_two_machines_are_told_what_to_run_and_sent_the_files_and_share_the_work(programs: Programs, hosts: list[Host]) -> None:
+    """Queues on one port, functions on another; one of the clients is there before the server."""
+    programs.write("server/functions.py", FUNCTIONS, count=400)
+    clients = [programs.write(f"{name}/client.py", "from p2pcluster.classic import ProtocolClient\nProtocolClient({port}, {key}).run()\n")
+               for name in "bc"]
+    first = programs.start(clients[0], hosts[1].namespace, **hosts[1].environment)
+    said(first, "looking for the server of port")
+    server = programs.start(programs.write("server/server.py", """
+        from functions import Generate, Square, Subtract1, Print
+        from p2pcluster.classic import BroadcastServer, ProtocolServer
+        from p2pcluster.classic.schedulers.base import BaseScheduler
+
+        class OneSource(BaseScheduler):
+            def schedule(self, info, functions):
+                print("asked by", info.address, info == info.name.encode(), info.cores > 0, flush=True)
+                mine = dict(functions)
+                if info.address.endswith(".3"):
+                    del mine["Generate"]
+                return mine
+
+        cluster_server = BroadcastServer({queue_port}, {key})
+        ProtocolServer({port}, cluster_server, {"Generate": [Generate, ["a"], 1], "Square": [Square, ["a", "b"], 2],
+                                                "Subtract1": [Subtract1, ["b", "c"]], "Print": [Print, ["c"], 1]}, OneSource())
+    """, queue_port=free_port()), hosts[0].namespace, **hosts[0].environment)
+    second = programs.start(clients[1], hosts[2].namespace, **hosts[2].environment)
+    wait_for(lambda: len(got(first, second)) >= 400, "each number is printed", 60)
+    assert got(first, second) == [x * x - 1 for x in range(1, 401)], "each once"
+    assert {line for line in server.lines if "asked by" in line} == {f"asked by 10.77.4.{n} True True" for n in (2, 3)}
+    wait_for(lambda: [len(list(children_of(node.pid))) for node in (first, second)] == [4, 4], "counts are each client's; the source has ended")
+    assert sorted(file.name for file in clients[1].parent.iterdir()) == ["client.py"], "nothing beside the client's own files"
+    for node in (first, second):
+        interrupt(node)
+
+
+def test_servers_of_one_port_and_key_on_two_machines_stay_apart_and_a_client_elsewhere_finds_its_own(
+        programs: Programs, hosts: list[Host]) -> None:
+    """Each on a host of its own, found by real broadcast, the server's address given or not."""
+
+    def start(host: Host, name: str, *parts: str) -> NodeProcess:
+        return programs.start(programs.write(name, *parts), host.namespace, **host.environment)
+
+    first, second, third = hosts
+    server = start(first, "server.py", SERVER.replace("BaseServer", "BroadcastServer"))
+    said(server, "serving gen2sq_q")
+    finder = start(third, "finder.py", "from p2pcluster.classic import BroadcastClient", FUNCTIONS, """
+        c = BroadcastClient({port}, {key})
+        c.process([Generate, Square, Subtract1], {queues}[:3], [1, 2, 1])
+    """)
+    wait_for(lambda: len(list(children_of(finder.pid))) == 3, "it has found its server, and its source has ended")
+    other = start(second, "other.py", SERVER)
+    said(other, "serving gen2sq_q")
+    client = start(second, "printing.py", "from p2pcluster.classic import BaseClient", FUNCTIONS, """
+        c = BaseClient(('10.77.4.1', {port}), authkey={key})
+        c.process(Print, ['sub2pr_q'], 1)
+    """)
+    wait_for(lambda: len(got(client)) >= 40, "each number is printed")
+    assert got(client) == EXPECTED
+    assert not [line for line in [*server.lines, *other.lines] if "follows" in line or "joined" in line]
+    assert sum("leads cluster" in line for line in [*server.lines, *other.lines]) == 2
+    confused = start(third, "confused.py", "from p2pcluster.classic import BroadcastClient\nBroadcastClient({port}, {key})\n")
+    where = ", ".join(f"10.77.4.{number}:{programs.site.port}" for number in (1, 2))
+    assert f"at {where}: this is a client of the first" in said(confused, "there are 2 servers of port")
+    for node in (client, finder):
+        interrupt(node)

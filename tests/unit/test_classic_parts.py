@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from p2pcluster import config, sink
-from p2pcluster.classic import functions, servers, utils, worker
+from p2pcluster.classic import functions, in_hand, nodes, servers, utils, worker
 from p2pcluster.classic.clients import _in_step, job_of
 from p2pcluster.classic.functions import Reference, ScriptEnds, find, reference_of
 from p2pcluster.classic.nodes import manifest_of
@@ -23,7 +25,7 @@ from p2pcluster.classic.wrappers import Looping, as_looping, i_wrap, io_wrap
 from p2pcluster.config import Address
 from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
-from p2pcluster.errors import ClusterNotFound, ProjectError, WrongUsage
+from p2pcluster.errors import ClusterNotFound, HomeError, ProjectError, WrongUsage
 from p2pcluster.values import check_value
 
 
@@ -53,6 +55,40 @@ def test_a_decorated_function_is_still_called_like_the_function_that_it_was() ->
 def test_a_stage_of_a_pipeline_runs_the_loop_too_and_an_undecorated_function_is_left_alone() -> None:
     assert isinstance(as_looping(sink(lambda x: None, name="x")), Looping)
     assert as_looping(plain) is plain
+
+
+def test_an_option_that_means_nothing_to_the_older_api_is_refused() -> None:
+    for name in ("processes", "timeout_s", "where"):
+        with pytest.raises(WrongUsage, match=f"has no option '{name}', only retries and backoff_s"):
+            io_wrap(**{name: 1})
+    with pytest.raises(WrongUsage, match="has no option 'retries': where"):
+        i_wrap(retries=1)
+
+
+# ---- what a process has in hand
+
+
+def test_what_a_process_had_in_hand_is_read_by_the_one_that_started_it() -> None:
+    page = in_hand.new_page()
+    theirs, ours = in_hand.InHand(page), in_hand.InHand(page)
+    os.close(page)
+    assert theirs.is_watched and ours.read() is None
+    take = {"queue": "classic/q\u00fc", "fence": ["n", "b", 7], "retries": 3, "delay_ms": 1000}
+    theirs.took(take)
+    assert ours.read() is None, "nothing has begun"
+    theirs.begins(41)
+    assert ours.read() == {**take, "id": 41}
+    theirs.took({**take, "fence": ["n", "b", 8]})
+    assert ours.read() is None
+    theirs.begins(42)
+    theirs.ends()
+    assert ours.read() is None
+    for one in (theirs, ours):
+        one.close()
+    alone = in_hand.InHand()
+    alone.took(take)
+    alone.begins(1)
+    assert not alone.is_watched
 
 
 # ---- functions by reference
@@ -157,6 +193,24 @@ def test_what_a_script_itself_raises_goes_up_and_one_that_is_gone_is_told(tmp_pa
         find(Reference("no_such_module_here", "work"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # as a SystemExit, Python itself passes it over
+def test_calls_that_threads_of_a_script_make_end_nothing_but_themselves(tmp_path: Path, main_module: None) -> None:
+    """In which order they come is chance; so the script is run to its next call in the main thread, here to its end."""
+    text = """
+        import threading
+        from p2pcluster.classic import BaseClient
+        c = BaseClient(("127.0.0.1", 1), authkey=b"x")
+        def work(q): return ENDED
+        threads = [threading.Thread(target=c.process, args=(work, ["a"], 1)) for _ in range(3)]
+        threads.append(threading.Thread(target=lambda: print(c.queues["a"].get())))
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        ENDED = "all"
+    """
+    assert look_for(tmp_path, text, "work")(None) == "all"
+    assert issubclass(ScriptEnds, SystemExit)
+
+
 def test_a_queue_of_such_a_script_takes_everything_and_gives_nothing() -> None:
     idle = IdleQueue("a")
     idle.put(1)
@@ -212,6 +266,11 @@ def test_what_cannot_name_a_queue_is_refused(name: Any) -> None:
         utils.names_of(["a", name])
 
 
+def test_a_port_that_is_taken_is_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HomeError, match="cannot be had .Address already in use.: end"):
+        nodes._refuse_taken_port("127.0.0.1", taken.getsockname()[1])
+
+
 def test_a_name_alone_is_one_name() -> None:
     assert utils.names_of("gen2sq_q") == ["gen2sq_q"]
 
@@ -225,6 +284,16 @@ def test_an_error_is_a_line_and_an_exit_code_with_the_error_as_its_cause(capsys:
         fails()
     assert caught.value.code == 4 and isinstance(caught.value.__cause__, ClusterNotFound)
     assert capsys.readouterr().err == "p2pcluster: nobody is here: start one\n"
+
+
+def test_ctrl_c_while_a_server_is_waited_for_ends_in_silence_too() -> None:
+    @utils.in_one_line
+    def waits() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(utils.Stopped) as caught:
+        waits()
+    assert caught.value.code == 130
 
 
 def test_ctrl_c_is_a_keyboard_interrupt_to_who_catches_it_and_ends_others_in_silence() -> None:
@@ -274,6 +343,71 @@ def test_what_a_scheduler_returns_may_be_bytes_or_lists_by_name_or_not() -> None
         list(servers.jobs_of({"x": [Square]}))
     with pytest.raises(NotImplementedError):
         BaseScheduler().schedule(info, pickled)
+
+
+class _Told:
+    """A server's node, as far as its clerk looks at it."""
+
+    version, zip_sha256 = "v", "z"
+
+
+def a_clerk(schedule: Any) -> servers.Clerk:
+    scheduler = BaseScheduler()
+    scheduler.schedule = schedule  # type: ignore[method-assign]
+    functions = {"Generate": [Generate, ["a"], 1], "Square": [Square, ["a", "b"], 2]}
+    return servers.Clerk(_Told(), functions, scheduler, 50000)  # type: ignore[arg-type]
+
+
+FACTS = {"name": "lab-2", "cores": 4, "memory_gb": None, "tags": [], "address": "10.0.0.7"}
+
+
+@pytest.mark.parametrize(("schedule", "why"), [
+    (lambda info, functions: 1 / 0, "ZeroDivisionError: division by zero"),
+    (lambda info, functions: sys.exit("enough"), "SystemExit: enough"),
+    (lambda info, functions: None, "TypeError"),
+    (lambda info, functions: 7, "TypeError"),
+    (lambda info, functions: {"Square": b"no pickle"}, "UnpicklingError"),
+    (lambda info, functions: {7: functions["Square"]}, "a function's name is 7"),
+    (lambda info, functions: {"Square": [Square, ["a", "b"], 0]}, "the number of processes is 0"),
+    (lambda info, functions: {"Square": [lambda x: x, ["a", "b"]]}, "define it at the top of its file"),
+    (lambda info, functions: {"Square": ["Square", ["a", "b"]]}, "must be [function, [queues]]"),
+    (lambda info, functions: [functions], "must be [function, [queues]]"),
+    (lambda info, functions: "Square", "must be [function, [queues]]"),
+])
+def test_a_client_hears_what_is_wrong_with_the_scheduler_and_the_server_goes_on(schedule: Any, why: str) -> None:
+    clerk = a_clerk(schedule)
+    for client in ("one", "two"):
+        answer = clerk.hear(client, FACTS, ends=False)
+        assert answer is not None and answer["client"] == client
+        assert answer["functions"] == [] and why in answer["error"] and "\n" not in answer["error"]
+
+
+def test_a_scheduler_may_change_what_it_is_given_and_hears_what_runs_on_the_clients_machine() -> None:
+    heard = []
+
+    def schedule(info: ClientInfo, functions: dict[str, bytes]) -> Any:
+        heard.append(info.runs)
+        return {} if "Square" in info.runs else {"Square": functions.pop("Square")}
+
+    clerk = a_clerk(schedule)
+    first = clerk.hear("one", FACTS, ends=False)
+    assert first == clerk.hear("one", FACTS, ends=False), "asked once more, it says the same"
+    assert first is not None and [one["name"] for one in first["functions"]] == ["Square"]
+    second = clerk.hear("two", FACTS, ends=False)
+    assert second is not None and second["functions"] == []
+    clerk.hear("elsewhere", {**FACTS, "name": "lab-3"}, ends=False)
+    assert clerk.hear("one", FACTS, ends=True) is None
+    clerk.hear("three", FACTS, ends=False)
+    assert heard == [(), (), ("Square",), (), ()]
+
+
+@pytest.mark.parametrize("functions", [
+    7, ["Square"], {"Square": Square}, {"Square": [Square]}, {"Square": [lambda x: x, ["a"]]}, {7: [Square, ["a", "b"]]},
+    {"Square": [Square, ["a", "b"], 1.5]}, {"Square": [Square, ["a/b"]]},
+])
+def test_functions_that_no_client_could_run_are_refused_by_the_server_at_once(functions: Any) -> None:
+    with pytest.raises(WrongUsage):
+        servers._checked(functions)
 
 
 def test_the_manifest_of_a_server_is_one_that_a_node_takes_in() -> None:

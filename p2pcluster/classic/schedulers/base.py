@@ -9,7 +9,7 @@ from typing import Any, Self
 
 class ClientInfo(bytes):
     """What a client says of itself: `name, cores, memory_gb, tags, address`; and `runs`, the names of what clients of its machine were told
-    to run before it. As bytes it is its name."""
+    to run and have not ended since. As bytes it is its name."""
 
     name: str
     cores: int
