@@ -56,6 +56,15 @@ class Delayed(dict[int, int]):
                 heappush(line, entry)
         return sorted(found)
 
+    def wait_ms(self, cluster_ms: int, wall_ms: int) -> int:
+        """How long until the next one is due."""
+        waits = []
+        for line, now_ms, sign in zip(self._lines, (cluster_ms, wall_ms), (1, -1), strict=True):
+            while line and not any(self.get(item_id) == sign * line[0][0] for item_id in range(*line[0][1:])):
+                heappop(line)
+            waits += [line[0][0] - now_ms] if line else []
+        return max(0, min(waits, default=0))
+
     def is_due_by(self, cluster_ms: int, wall_ms: int) -> bool:
         """Whether one may be due by then."""
         return any(line and line[0][0] <= now_ms for line, now_ms in zip(self._lines, (cluster_ms, wall_ms), strict=True))

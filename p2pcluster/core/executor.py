@@ -177,6 +177,7 @@ class StageWork:
     start_at_ms: int = 0
     trouble: str | None = None
     trouble_ms: int = 0
+    trouble_wait_s: float = 0.0
     of: tuple[str, int] = ("", 0)  # the version and run that it was last planned for
     said_ms: int | None = None
 
@@ -222,6 +223,11 @@ class StageWork:
         spare = 0 if (self.service_us or 0) > config.SHARED_US_MAX else self.work_items * self.concurrency
         items: int = processes * (per_process + spare)
         return items if self.record["max_items"] is None else min(items, processes * self.record["max_items"])
+
+    @property
+    def trouble_text(self) -> str:
+        """With when it is tried again, if it is: where others can run the stage, this machine is given none of it."""
+        return f"{self.trouble}; tried again after {self.trouble_wait_s:g} s" if self.desired else str(self.trouble)
 
     def measure(self, elapsed_us: float, count: int) -> None:
         """Decayed sums of time and items, divided: one item that had to wait for the processor weighs as one, not as a thousand."""
@@ -661,8 +667,8 @@ class Executor:
             delay_s = min(config.RESTART_BACKOFF_S * 2.0 ** min(stage.crashes - 1, config.DOUBLINGS_MAX), config.RESTART_BACKOFF_MAX_S)
             stage.start_at_ms = self._now_ms + int(1000 * delay_s)
         if not process.ready:
-            stage.trouble, stage.trouble_ms = self._start_trouble(process, how, stderr), self._now_ms
-            self._say(f"{process.spec.stage}: {stage.trouble}")
+            stage.trouble, stage.trouble_ms, stage.trouble_wait_s = self._start_trouble(process, how, stderr), self._now_ms, delay_s
+            self._say(f"{process.spec.stage}: {stage.trouble_text}")
         elif not running:
             self._say(f"{process.spec.stage}: its process {how} and is started again")
 
@@ -995,7 +1001,7 @@ class Executor:
         stats = {
             "running": running,
             "service_us": {s.name: us for s in self.stages.values() if (us := self._service_us(s)) is not None},
-            "troubles": {s.name: s.trouble for s in self.stages.values() if s.trouble},
+            "troubles": {s.name: s.trouble_text for s in self.stages.values() if s.trouble},
             "trials": {name: self._report_of(name, trial) for name, trial in self._trials.items()},
             "draining": self.draining,
         }

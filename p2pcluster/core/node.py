@@ -1042,7 +1042,7 @@ class Node:
         runs = {name: pipeline.run for name, pipeline in self.state.pipelines.items()}
         alarms = {key: text for key, (run, text) in self.alarms.items() if runs.get(key.partition("/")[0], 0) == run}
         return status.status_of(self.state, self.rates, self.raft, list(self.sessions.values()),
-                                self.raft.cluster_time_ms(self._now_ms), [*(alarms[key] for key in sorted(alarms)), *self._planner.alarms])
+                                self.raft.cluster_time_ms(self._now_ms), self._wall_ms, [*(alarms[key] for key in sorted(alarms)), *self._planner.alarms])
 
 
 def is_over(pipeline: PipelineState) -> bool:

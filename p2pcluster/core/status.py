@@ -9,8 +9,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster.core import rollouts
+from p2pcluster.core.idle import Facts, idle_because, unplaced
 from p2pcluster.core.membership import role_of
-from p2pcluster.core.placement import admitted_nodes, allowed_nodes, not_admitted
+from p2pcluster.core.placement import admitted_nodes, not_admitted
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import PipelineState, QueueState
 from p2pcluster.core.quorum import Configuration
@@ -54,8 +55,9 @@ class Rates:
 
 
 def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
-              now_ms: int, alarms: list[str]) -> dict[str, Any]:
-    """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name, who was refused)."""
+              now_ms: int, wall_ms: int, alarms: list[str]) -> dict[str, Any]:
+    """The object of `status --json`; the shell adds what only it knows (addresses, the cluster's name, who was refused). `now_ms` is the
+    cluster's time, `wall_ms` the time of day."""
     nodes = [session for session in sessions if session.kind == "node"]
     return {
         "cluster": {"id": None, "name": None, "term": raft.term, "commit_index": raft.commit_index},
@@ -65,7 +67,7 @@ def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
             {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": _shown_state(p)}
             for p in state.pipelines.values()
         ],
-        "stages": [_stage(state, rates, nodes, p, stage) for p in state.pipelines.values() for stage in p.manifest["stages"]],
+        "stages": [_stage(state, rates, nodes, p, stage, (now_ms, wall_ms)) for p in state.pipelines.values() for stage in p.manifest["stages"]],
         "queues": [_queue(queue, rates, now_ms) for queue in state.queues.values()],
         "network": {"refused_connections": 0, "refused_datagrams": 0, "refused_clients": 0},
         "alarms": _alarms(state, nodes, alarms),
@@ -86,7 +88,8 @@ def _shown_state(pipeline: PipelineState) -> str:
     return "paused" if pipeline.state == "new" or (pipeline.state == "running" and "" in pipeline.paused) else pipeline.state
 
 
-def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> dict[str, Any]:
+def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any],
+           times: tuple[int, int]) -> dict[str, Any]:
     name = pipeline.full(stage["name"])
     queue = state.queues[pipeline.full(stage["reads"])] if stage["reads"] else None
     outputs = [state.queues[pipeline.full(q)] for port in stage["ports"] for q in port["queues"]]
@@ -101,45 +104,8 @@ def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineS
         "pipeline": pipeline.name, "name": stage["name"], "processes": processes, "done": done,
         "parked": len(queue.parked) if queue else 0, "rate_per_s": round(rate, 1),
         "service_ms": round(sum(measured) / len(measured) / 1000, 3) if measured else None,
-        "idle_because": _idle_because(state, nodes, pipeline, stage, queue, outputs, processes),
+        "idle_because": idle_because(Facts(state, nodes, pipeline, stage, queue, outputs, processes, *times)),
     }
-
-
-def _idle_because(state: State, nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any], queue: QueueState | None,
-                  outputs: list[QueueState], processes: int) -> str | None:
-    name = pipeline.full(stage["name"])
-    if pipeline.state != "running":
-        return f"run {pipeline.run} is done" if pipeline.state == "done" else "no run was started"
-    troubles = [session.troubles[name] for session in nodes if name in session.troubles]
-    if troubles and not processes:
-        return troubles[0]
-    unplaced = _unplaced(nodes, pipeline, stage)
-    if unplaced is not None:
-        return unplaced
-    if queue is None and state.source_finished(pipeline, stage):
-        return "the source has ended"
-    full = [q.name for q in outputs if _is_full(q)]
-    if full:
-        return f"queue {full[0]} is full"
-    if queue is not None and not queue.open_count:
-        return "its queue is empty" + (f"; {len(queue.parked)} parked" if queue.parked else "")
-    if queue is not None and not queue.ready and not queue.leases and queue.delayed:
-        return f"{len(queue.delayed)} items wait for another try"
-    return "its process is starting" if not processes else None
-
-
-def _unplaced(nodes: list[Session], pipeline: PipelineState, stage: dict[str, Any]) -> str | None:
-    """Why no node that is here may run a stage."""
-    allowed, why = allowed_nodes(pipeline, stage, nodes)
-    is_here = any(session.node == pipeline.origin.get("node") for session in nodes)
-    if allowed is not None and not allowed and stage["where"] == "origin" and not is_here:
-        return f"it runs where the project came from ({pipeline.origin.get('name')}), and that node is not here"
-    return why
-
-
-def _is_full(queue: QueueState) -> bool:
-    return (queue.maxsize is not None and queue.room_taken >= queue.maxsize) or (
-        queue.bytes_max is not None and queue.open_bytes >= queue.bytes_max)
 
 
 def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
@@ -153,20 +119,31 @@ def _queue(queue: QueueState, rates: Rates, now_ms: int) -> dict[str, Any]:
 
 
 def _alarms(state: State, nodes: list[Session], alarms: list[str]) -> list[str]:
-    found = [*alarms, *(why for pipeline in state.pipelines.values() if (why := rollouts.alarm(pipeline)) is not None)]
-    found += [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
+    troubles = [f"{stage} on {session.name}: {text}" for session in nodes for stage, text in sorted(session.troubles.items())]
+    return [*alarms, *troubles, *leaders_alarms(state, nodes)]
+
+
+def leaders_alarms(state: State, nodes: list[Session]) -> list[str]:
+    """What is wrong as far as the leader sees; what its machines notice, they say themselves."""
+    found = [why for pipeline in state.pipelines.values() if (why := rollouts.alarm(pipeline)) is not None]
     running = [pipeline for pipeline in state.pipelines.values() if pipeline.state == "running"]
     found += [f"{pipeline.name}: {why}" for pipeline in running if (why := not_admitted(pipeline, nodes)) is not None]
     found += [f"{pipeline.full(stage['name'])}: {why}" for pipeline in running if admitted_nodes(pipeline, nodes)
-              for stage in pipeline.manifest["stages"] if (why := _unplaced(nodes, pipeline, stage)) is not None]
-    for queue in state.queues.values():
-        pipeline = state.pipelines.get(queue.pipeline)
-        if pipeline is None or queue.read_by or queue.results or not queue.open_count:
-            continue
-        if not any(record["name"] == queue.name.partition("/")[2] for record in pipeline.manifest["queues"]):
-            found.append(f"queue {queue.name} has {queue.open_count} items and no stage reads it in version {pipeline.version[:8]}: "
-                         f"deploy a version with that stage, or drop them: discard {queue.name.partition('/')[2]} --pipeline {pipeline.name}")
-    return found
+              for stage in pipeline.manifest["stages"] if (why := unplaced(pipeline, stage, nodes)) is not None]
+    found += [f"{pipeline.full(name)} stopped by itself: {why}; to go on, run resume {name}, or deploy a version that is right"
+              for pipeline in running for name, why in sorted(pipeline.paused.items()) if why]
+    return found + [why for queue in state.queues.values() if (why := _unread(state, queue)) is not None]
+
+
+def _unread(state: State, queue: QueueState) -> str | None:
+    pipeline = state.pipelines.get(queue.pipeline)
+    if pipeline is None or queue.read_by or queue.results or not queue.open_count:
+        return None
+    name = queue.name.partition("/")[2]
+    if any(record["name"] == name for record in pipeline.manifest["queues"]):
+        return None
+    return (f"queue {queue.name} has {queue.open_count} items and no stage reads it in version {pipeline.version[:8]}: "
+            f"deploy a version with that stage, or drop them: discard {name} --pipeline {pipeline.name}")
 
 
 def parked_items(state: State, pipeline: str | None, after: str | None, count: int) -> list[dict[str, Any]]:
