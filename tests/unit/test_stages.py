@@ -173,6 +173,40 @@ def test_a_source_is_not_scaled_by_a_queue_that_it_does_not_have() -> None:
         source(lambda: 1, name="plain", processes="auto")
 
 
+
+def test_two_processes_of_a_source_that_ticks_have_to_be_shards() -> None:
+    def poll() -> int:
+        return 1
+
+    def poll_shard(shard: int, shards: int) -> int:
+        return shard
+
+    with pytest.raises(GraphError, match="2 processes would each run every tick; take `shard, shards`"):
+        source(poll, every_s=1, processes=2)
+    assert source(poll_shard, every_s=1, processes=2).sharded
+
+
+def test_a_generator_that_would_begin_again_each_time_has_no_limit_of_items() -> None:
+    def count() -> Iterator[int]:
+        yield from range(10)
+
+    def count_on(cursor: int | None = None) -> Iterator[At]:
+        yield At(1, 1)
+
+    with pytest.raises(GraphError, match="over and over; take `cursor`, or leave max_items out"):
+        source(count, max_items=5)
+    assert source(count_on, max_items=5).options.max_items == 5
+    assert source(count, max_items=5, every_s=1).options.max_items == 5
+    assert source(lambda: 1, name="one", max_items=5).options.max_items == 5
+
+
+def test_missed_ticks_are_those_of_every_s() -> None:
+    with pytest.raises(GraphError, match="missed has no meaning without every_s; give every_s= too or leave it out"):
+        source(lambda: 1, name="one", missed="all")
+    with pytest.raises(GraphError, match="missed='some' is not \"skip\" or \"all\""):
+        source(lambda: 1, name="one", every_s=1, missed="some")
+
+
 def test_concurrency_is_for_async_functions() -> None:
     async def fetch(x: int) -> int:
         return x
