@@ -39,9 +39,12 @@ from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.wal import scan_wal
 
-FORMAT = 2
+FORMAT = 3
 # To change the format: raise FORMAT and add the step from the former one here; a newer file is refused, an older one is led up.
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: lambda db: _add_table(db, "clusters")}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
+    1: lambda db: _add_table(db, "clusters"),
+    2: lambda db: _lead_up_to_3(db),
+}
 
 _CHAIN_ZERO = bytes(16)
 _LOG_COLUMNS = "idx, term, at_ms, kind, body, chain, commit_idx, crc"
@@ -1041,6 +1044,21 @@ def _add_table(db: sqlite3.Connection, table: str) -> None:
     """A table that an older format has not, empty, with its sum."""
     _make_table(db, table)
     db.execute("INSERT INTO meta VALUES (?,?,?)", (f"sum_{table}", 0, row_crc((f"sum_{table}", 0))))
+
+
+def _lead_up_to_3(db: sqlite3.Connection) -> None:
+    """Keys with the time at which they came, all at the tables' time; and outputs in parts."""
+    (at_ms,) = db.execute("SELECT value FROM meta WHERE key = 'applied_at_ms'").fetchone()
+    old = db.execute("SELECT queue, hash FROM keys").fetchall()
+    db.execute("DROP TABLE keys")
+    _make_table(db, "keys")
+    total = 0
+    for key in old:
+        crc = row_crc((*key, at_ms))
+        db.execute("INSERT INTO keys VALUES (?,?,?,?)", (*key, at_ms, crc))
+        total = (total + crc) & SUM_MASK
+    db.execute("UPDATE meta SET value = ?, crc = ? WHERE key = 'sum_keys'", (total, row_crc(("sum_keys", total))))
+    _add_table(db, "parts")
 
 
 def make_tables(db: sqlite3.Connection) -> None:

@@ -285,13 +285,18 @@ class Pipeline:
             "name": stage.name,
             "kind": stage.kind,
             "reads": self._graph.reads.get(stage.name),
-            "ports": [{"label": label, "queues": list(queues)} for label, queues in ports.items()],
+            "ports": [{"label": label, "queues": same} for label, queues in ports.items() for same in self._by_codec(queues)],
             "shape": stage.shape,
             **{option.name: getattr(stage.options, option.name) for option in fields(Options)},
             "resumable": stage.resumable,
             "sharded": stage.sharded,
             "defined_at": stage.defined_at,
         }
+
+    def _by_codec(self, queues: Sequence[str]) -> list[list[str]]:
+        """The queues of a port, together those that take the same bytes."""
+        codecs = distinct(self.queues[name].codec for name in queues)
+        return [[name for name in queues if self.queues[name].codec == codec] for codec in codecs]
 
     def _queue_entry(self, queue: Queue) -> dict[str, Any]:
         feeders = self._graph.fed_by[queue.name]

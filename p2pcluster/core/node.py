@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
 from p2pcluster.core import commands, rollouts, status
+from p2pcluster.core.alarms import Alarms
 from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.demand import home_of, loads_of, origin_of
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
@@ -75,6 +76,7 @@ class Session:
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pipeline what became of a version that is rolled out
     versions: dict[str, str] = field(default_factory=dict)  # by pipeline the one that it was told last to run
     planned: dict[str, Any] | None = None
+    told_alarms: frozenset[str] = frozenset()  # the kinds of those that its terminal knows of
     seen: dict[str, int] = field(default_factory=dict)
     held_puts: int = 0
     held_bytes: int = 0
@@ -146,6 +148,7 @@ class Node:
         self._planner = Planner()
         self._pacers = Pacers()
         self._ticker = Ticker()
+        self._alarms_told = Alarms()
         self._random = random
         self._now_ms = now_ms
         self._wall_ms = 0

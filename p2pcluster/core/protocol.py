@@ -247,6 +247,7 @@ _PLANNED = _record(
 )
 _DEPLOYED = _record(
     version=is_text, origin=_is_dict, files=_map(is_text, is_text), run=is_number, state=is_text, project=_is_dict,
+    rolled=_or_none(_is_rolled), rollout=_or_none(is_number),
 )
 
 

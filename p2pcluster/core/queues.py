@@ -138,9 +138,9 @@ class State(Deployments):
         return count
 
     def drop_body(self, chunk: Chunk) -> None:
-        """Let go of the chunk's bytes in memory; they are read again when they are asked for."""
+        """The chunk is out of the state, and its bytes count no more. They stay with it: a grant that is on its way out may name it, and the
+        journal may not have them."""
         if chunk.body is not None:
-            chunk.lengths = chunk.body = None
             self.body_memory_bytes -= chunk.body_bytes
 
     def _finish(self, queue: QueueState, lo: int, hi: int) -> None:

@@ -149,7 +149,7 @@ class PipelineState:
     started_ms: int = 0
     done_ms: int = 0
     previous: list[str] = field(default_factory=list)
-    totals: dict[str, list[int]] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)  # by queue that a stage reads, how many were done when the run began
     paused: dict[str, str] = field(default_factory=dict)  # by stage the reason, "" where a person said so; the stage "" is all of them
     scaled: dict[str, int | str] = field(default_factory=dict)  # by stage the processes that a person wants instead of the manifest's
     paced: dict[str, int] = field(default_factory=dict)  # by stage with a rate, when its bucket is full again; see `pacing`

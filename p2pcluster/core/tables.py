@@ -24,7 +24,7 @@ TABLES: dict[str, Table] = {
         "lengths": "BLOB", "body": "BLOB",
     }, 2),
     "leases": Table({"queue": "TEXT", "lo": "INTEGER", "hi": "INTEGER", "node": "TEXT", "boot": "TEXT", "seq": "INTEGER"}, 2),
-    "keys": Table({"queue": "TEXT", "hash": "BLOB"}, 2),
+    "keys": Table({"queue": "TEXT", "hash": "BLOB", "at_ms": "INTEGER"}, 2),
     "parked": Table({
         "queue": "TEXT", "id": "INTEGER", "run": "INTEGER", "deliveries": "INTEGER", "at_ms": "INTEGER", "error": "TEXT",
     }, 2),
@@ -42,6 +42,7 @@ TABLES: dict[str, Table] = {
     }, 2),
     "members": Table({"node": "TEXT", "name": "TEXT", "facts": "TEXT"}, 1),
     "clusters": Table({"cluster": "TEXT", "fate": "TEXT"}, 1),
+    "parts": Table({"queue": "TEXT", "id": "INTEGER", "count": "INTEGER", "spans": "TEXT"}, 2),
 }
 
 # Columns that stay NULL while the bytes still stand in the log; `body_crc` covers them once they are filled in. A row's own crc

@@ -3,8 +3,8 @@
     python tests/golden/make_journal.py
 
 Run it again only when the format changes before anybody has a journal of it. After that a new format gets a file of its
-own beside the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v2.json` says what is
-in `journal_v2.sqlite3`: items in every state, some with their bytes in the log and some in rows of their own, and a
+own beside the old ones, and a step in `journal.MIGRATIONS` that leads the old ones up. `journal_v3.json` says what is
+in `journal_v3.sqlite3`: items in every state, some with their bytes in the log and some in rows of their own, and a
 tail that is not committed.
 """
 
@@ -100,6 +100,8 @@ def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
         "deliveries": {str(i): n for i, n in queue.deliveries.items()},
         "parked": {str(i): [p.run, p.deliveries, p.at_ms, p.error] for i, p in queue.parked.items()},
         "keys": sorted(digest.hex() for digest in queue.keys),
+        **({"hidden": [list(pair) for pair in queue.hidden]} if queue.hidden else {}),
+        **({"parts": {str(i): [p.count, list(map(list, p.spans))] for i, p in queue.parts.items()}} if queue.parts else {}),
     }
 
 
@@ -124,6 +126,7 @@ def write_everything(node: SoleVoter) -> None:
     node.commit(commands.take("p/in", [(1, 4)], FENCE), commands.take("p/a", [(1, 3)], FENCE))
     node.commit(commands.fail("p/in", 1, FENCE, ERROR, 0), commands.fail("p/a", 1, FENCE, ERROR, 1500))
     node.commit(commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([6]), b"SECOND")]))
+    node.commit(commands.part("p/in", 3, FENCE, 0, [Port(["p/last.results"], lengths_blob([3, 4]), b"THIRDly")]))
     node.checkpoint()
     config.LOG_BYTES_MAX = 0  # so that the bytes go to rows of their own
     while node.compact().more:

@@ -93,13 +93,13 @@ class Ledger(Model):
         require(len(parents) < 2, f"an output in {name} has {len(parents)} parents")
         return super()._add(name, body, key, parents)
 
-    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any]) -> bool:
+    def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any], in_company: bool = False) -> bool:
         if fields.get("ran", ...) is not None:
             key = queue.name, item.id
             self.counted[key] += 1
             require(self.counted[key] <= self.ran[key],
                     f"{queue.name}:{item.id} ran {self.ran[key]} times, and {self.counted[key]} deliveries count")
-        return super()._count_delivery(queue, item, fields)
+        return super()._count_delivery(queue, item, fields, in_company)
 
     def _done(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
         before = {name: len(queue.items) for name, queue in self.queues.items()}
@@ -430,7 +430,8 @@ class Checker:
             require(queue.put == open_and_over + discarded,
                     f"{life.name}: of {queue.put} items put in {queue.name}, {queue.open_count} are open, {queue.done} done,"
                     f" {len(queue.parked)} parked and {discarded} discarded")
-        require(queue.next_id == queue.put + 1, f"{life.name}: an id of {queue.name} is used twice or left out")
+        unseen = len(ledger.queues[queue.name].of("hidden", "withdrawn")) if at_end else queue.next_id - queue.put - 1
+        require(queue.next_id == queue.put + unseen + 1, f"{life.name}: an id of {queue.name} is used twice or left out")
 
     def compare(self, life: Life, state: State) -> None:
         """The state is the ledger's, item by item."""

@@ -252,6 +252,7 @@ class ModelPipeline:
     scaled: dict[str, int | str] = field(default_factory=dict)
     paced: dict[str, int] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
 
     rolling: dict[str, Any] | None = None  # `number`, the `former` release, and the `nodes` that run the new one
     rolled: dict[str, Any] | None = None
@@ -766,6 +767,11 @@ class Model:
         pipeline.run += 1
         pipeline.state, pipeline.params, pipeline.ticks = "running", fields["params"], {}
         pipeline.started_ms, pipeline.done_ms = self.at_ms, 0
+        pipeline.totals = {
+            record["name"]: self.queues[f"{name}/{record['name']}"].done
+            for record in pipeline.manifest["queues"]
+            if record["read_by"]
+        }
         self._maybe_done(name)
         return "ok", {"run": pipeline.run}
 

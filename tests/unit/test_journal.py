@@ -26,7 +26,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
 from p2pcluster.core.tables import TABLES
 from p2pcluster.errors import JournalCorrupt, JournalError
-from p2pcluster.journal import Journal, Mark, Write, back_up, open_for_reading, read_mark, row_crc
+from p2pcluster.journal import FORMAT, Journal, Mark, Write, back_up, open_for_reading, read_mark, row_crc
 from p2pcluster.wal import WalReport, scan_wal
 from tests.contract.stores import RealStore
 from tests.golden.make_journal import FOLDER as GOLDEN
@@ -55,7 +55,8 @@ def fill(node: SoleVoter) -> None:
     """Rows in every table, and entries above them."""
     node.commit(put("p/in", 1, b"one", b"two", b"three", b"four"), put("w/x", 2, b"k", b"never", keys=b'["k", "k"]'))
     node.commit(commands.take("p/in", [(1, 4)], FENCE), commands.fail("p/in", 1, FENCE, ERROR, 5))
-    node.commit(Message("member", {"node": "n1", "name": "host", "facts": {"cores": 2}}), Message("accept", {"cluster": "another"}))
+    node.commit(Message("member", {"node": "n1", "name": "host", "facts": {"cores": 2}}), Message("accept", {"cluster": "another"}),
+                commands.part("p/in", 3, FENCE, 0, [Port(["p/last.results"], lengths_blob([4]), b"part")]))
     node.checkpoint()
     node.commit(commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([2]), b"ok")]))
     node.commit(put("p/d", 3, b"above"))
@@ -89,10 +90,10 @@ def refused(store: RealStore, match: str) -> JournalCorrupt:
 
 def test_a_file_of_a_newer_format_is_refused_and_not_touched(store: RealStore, node: SoleVoter) -> None:
     node.journal.close()
-    edited(store, "UPDATE meta SET value = 3, crc = ? WHERE key = 'format'", row_crc(("format", 3)))
+    edited(store, "UPDATE meta SET value = ?, crc = ? WHERE key = 'format'", FORMAT + 1, row_crc(("format", FORMAT + 1)))
     before = store.path.read_bytes()
     for opening in (store.open, lambda: open_for_reading(store.path)):
-        with pytest.raises(JournalError, match="format 3 and this version reads up to 2: update p2pcluster"):
+        with pytest.raises(JournalError, match=f"format {FORMAT + 1} and this version reads up to {FORMAT}: update p2pcluster"):
             opening()
     assert store.path.read_bytes() == before
 
@@ -108,13 +109,13 @@ def test_an_older_format_is_led_up_step_by_step(
     def step(db: sqlite3.Connection) -> None:
         steps.append(db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0])
 
-    monkeypatch.setattr(journal, "FORMAT", 4)
-    monkeypatch.setattr(journal, "MIGRATIONS", {2: step, 3: step})
+    monkeypatch.setattr(journal, "FORMAT", FORMAT + 2)
+    monkeypatch.setattr(journal, "MIGRATIONS", {FORMAT: step, FORMAT + 1: step})
     node.open()
-    assert steps == [2, 3]
+    assert steps == [FORMAT, FORMAT + 1]
     assert facts(node.state) == before
     node.end()
-    assert steps == [2, 3]
+    assert steps == [FORMAT, FORMAT + 1]
 
 
 def test_a_file_that_is_not_sqlites_is_refused(store: RealStore) -> None:
@@ -771,7 +772,7 @@ def test_after_an_error_the_file_is_left_for_the_next_start_to_judge(store: Real
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_journal_of_an_earlier_version_is_opened_forever(version: int, memory: int, store: RealStore) -> None:
     shutil.copy(GOLDEN / f"journal_v{version}.sqlite3", store.path)
     opened, recovered = Journal.open(store.path, store.mark_path, memory)
@@ -799,8 +800,8 @@ def test_what_only_reads_leaves_an_older_journal_as_it_is(tmp_path: Path) -> Non
 
 def test_the_golden_journal_is_read_beside_a_shell_that_only_looks(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite3"
-    shutil.copy(GOLDEN / "journal_v2.sqlite3", path)
-    assert open_for_reading(path).last_index == 21
+    shutil.copy(GOLDEN / "journal_v3.sqlite3", path)
+    assert open_for_reading(path).last_index == 22
     db = sqlite3.connect(path)
     assert db.execute("SELECT id, error FROM parked WHERE queue = 'p/in'").fetchone()[0] == 1
     assert db.execute("SELECT name, next_id, put, done FROM queues WHERE name = 'p/in'").fetchone() == ("p/in", 5, 4, 1)

@@ -109,7 +109,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_the_overview_tells_term_vote_members_pipelines_and_queues(home: Path, printed: Printed) -> None:
     text = printed(home)
-    for part in ("format 2, closed in order", "node-a of cluster test (cluster-1)", "1, voted for node-a",
+    for part in ("format 3, closed in order", "node-a of cluster test (cluster-1)", "1, voted for node-a",
                  "entries 1 to 16", "node-b other", "mix version v1, run 1 running",
                  "source:mix/1/gen/0 epoch 1, 6 values, finished"):
         assert part in text
