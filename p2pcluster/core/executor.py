@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from p2pcluster import config
 from p2pcluster.core import commands, controls, rollouts
+from p2pcluster.core.alarms import kind_of
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.ranges import Fence, Range
@@ -293,6 +294,7 @@ class Executor:
         self._unanswered: dict[int, tuple[Message, Process | None]] = {}
         self._windows: dict[str, int] = {}
         self._stats: dict[str, Any] = {}
+        self._alarms: dict[str, str] = {}
         self._now_ms = 0
 
     def take_actions(self) -> list[Action]:
@@ -332,10 +334,17 @@ class Executor:
         """A message of the leader."""
         self._now_ms = now_ms
         handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
-                   "tick": self._on_tick, "revoke": self._on_revoke, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
+                   "tick": self._on_tick, "revoke": self._on_revoke, "alarms": self._on_alarms, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
         if handler is None:
             raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
         handler(message)
+
+    def _on_alarms(self, message: Message) -> None:
+        """What is wrong in the cluster, whoever leads it: each is said when it is new."""
+        found = {kind_of(text): text for text in message.fields["texts"]}
+        for kind in found.keys() - self._alarms.keys():
+            self._say(f"alarm: {found[kind]}")
+        self._alarms = found
 
     def _on_reported(self, message: Message) -> None:
         self._actions.append(Settled())

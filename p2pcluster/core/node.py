@@ -401,6 +401,7 @@ class Node:
         self._planner = Planner()
         self._pacers = Pacers()
         self._ticker = Ticker()
+        self._alarms_told = Alarms()
         self._propose_by_ms = None
 
     def _begin_serving(self) -> None:
@@ -775,6 +776,7 @@ class Node:
                 session.planned = new
                 session.versions = {name: planned["version"] for name, planned in new["pipelines"].items()}
                 self._outbox.append((session.id, Message("plan", new)))
+        self._tell_alarms(nodes)
         self._assign_sources()
         self._roll_out(staying)
         self._forget_old_uploads()
@@ -1039,6 +1041,13 @@ class Node:
                 parked = self.state.parked_of_run(pipeline, run) if pipeline else 0
                 result = {"result": "ok"} if pipeline else {"result": "refused", "code": "unknown_pipeline"}
                 self._outbox.append((session_id, Message("reply", {"req": request, "kind": "wait", **result, "parked": parked, "run": run})))
+
+    def _tell_alarms(self, nodes: list[Session]) -> None:
+        found = self._alarms_told.look([*status.leaders_alarms(self.state, nodes), *self._planner.alarms], self._now_ms)
+        for session in nodes:
+            if session.told_alarms != found.keys():
+                session.told_alarms = frozenset(found)
+                self._outbox.append((session.id, Message("alarms", {"texts": list(found.values())})))
 
     def status(self) -> dict[str, Any]:
         """The object of `status --json`, less what only the shell knows."""

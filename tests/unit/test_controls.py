@@ -280,3 +280,45 @@ def test_the_terminal_says_it() -> None:
     machine.plan(Numbers="")
     assert [action.text for action in machine.executor.take_actions() if isinstance(action, Say)] == [
         "p: stage Numbers is paused; to go on, run resume Numbers"]
+
+
+# ---- alarms
+
+
+def test_an_alarm_that_lasts_is_told_to_each_machine_once_and_one_that_passes_is_not() -> None:
+    leader = Led()
+
+    def told() -> list[list[str]]:
+        return [message.fields["texts"] for session, message in leader.sent if session == "a" and message.kind == "alarms"]
+
+    leader.pause("Work", "12 of its last 20 items are parked")
+    leader.pass_time(1000)
+    leader.resume("Work")
+    for _ in range(5):
+        leader.pass_time(1000)
+    assert told() == []
+    leader.pause("Work", "12 of its last 20 items are parked")
+    for _ in range(6):
+        leader.pass_time(1000)
+    leader.node.state.pipelines["p"].paused["Work"] = "13 of its last 20 items are parked"
+    for _ in range(6):
+        leader.pass_time(1000)
+    (texts,) = told()
+    assert texts == [leader.node.status()["alarms"][0].replace("13", "12")]
+    leader.resume("Work")
+    leader.pass_time(1000)
+    leader.pass_time(1000)
+    assert told()[1:] == [[]]
+
+
+def test_a_terminal_shows_an_alarm_when_it_is_new() -> None:
+    machine = Machine()
+
+    def said(*texts: str) -> list[str]:
+        machine.executor.on_leader(Message("alarms", {"texts": list(texts)}), 0)
+        return [action.text for action in machine.executor.take_actions() if isinstance(action, Say)]
+
+    assert said("queue p/x has 3 items and no stage reads it") == ["alarm: queue p/x has 3 items and no stage reads it"]
+    assert said("queue p/x has 40 items and no stage reads it", "p/A: no node") == ["alarm: p/A: no node"]
+    assert said("p/A: no node") == []
+    assert said("queue p/x has 5 items and no stage reads it", "p/A: no node") == ["alarm: queue p/x has 5 items and no stage reads it"]
