@@ -5,9 +5,9 @@
     python scripts/test.py --all-pythons            then also on the other Pythons of this machine that are supported
 
 The environment is `.venv` in the project's folder; for the other Pythons, and where `.venv` is one of another Python, it is `.venv-3.X`.
-Where nothing is chosen, the tests in tests/e2e run beside the others, since they mostly wait for real processes; what they print comes at the end.
-On the other Pythons they are left out: they take most of the time. The exit code is pytest's: that of the first run that failed, else 0; 1 with a
-line that says why when no test could run.
+Where nothing is chosen, the files in tests/e2e run one by one beside the others and beside each other, two at a time, since they mostly wait for
+real processes; each prints what it has to say when it is through. On the other Pythons they are left out: they take most of the time. The exit
+code is pytest's: that of the first run that failed, else 0; 1 with a line that says why when no test could run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # those that --all-pythons looks for
 END_TO_END = "tests/e2e"
+LANES = 2  # pytest processes at a time: more would have tests wait for the processor in vain on a small machine
 START_S = 60.0  # for a Python to say what it is
+
 
 class CannotTest(Exception):
     """No test ran; one line that says why and what to do."""
@@ -50,20 +52,24 @@ def _test(python: str, version: tuple[int, int], arguments: list[str]) -> int:
 
 
 def _test_all(python: str, version: tuple[int, int]) -> list[int]:
-    """Every test: end to end in one process, and all others beside it."""
-    command = [_environment(python, version), "-m", "pytest", END_TO_END]
-    with tempfile.TemporaryFile() as printed:
-        beside = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    """Every test: all but those end to end in one process, and beside it those, file by file, the large ones first."""
+    environment = _environment(python, version)
+    files = sorted((ROOT / END_TO_END).glob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True)
+    parts = [f"--ignore={END_TO_END}", *(file.relative_to(ROOT).as_posix() for file in files)]
+    _announce(version, ["..."])
+    with ThreadPoolExecutor(LANES) as lanes:
+        runs = [lanes.submit(_test_part, environment, part) for part in parts]
         try:
-            others = _test(python, version, [f"--ignore={END_TO_END}"])
-            _announce(version, [END_TO_END])
-            codes = [others, beside.wait()]
+            return [run.result() for run in runs]
         finally:
-            beside.kill()  # when this script is interrupted; else it has ended
-            beside.wait()
-        printed.seek(0)
-        print(printed.read().decode(errors="replace"), flush=True)
-    return codes
+            lanes.shutdown(cancel_futures=True)  # when this script is interrupted; else all have ended
+
+
+def _test_part(environment: str, part: str) -> int:
+    done = subprocess.run([environment, "-m", "pytest", part], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False)
+    print(f"--- pytest {part}\n{done.stdout.decode(errors='replace')}", flush=True)
+    return done.returncode
 
 
 def _announce(version: tuple[int, int], arguments: list[str]) -> None:

@@ -58,12 +58,15 @@ def said(folder: Path) -> list[str]:
 
 
 def test_an_environment_is_made_and_pytest_gets_the_words(script: ModuleType) -> None:
+    (script.ROOT / "tests" / "e2e").mkdir(parents=True)
+    for name, size in (("test_small.py", 1), ("test_large.py", 9), ("harness.py", 5)):
+        (script.ROOT / "tests" / "e2e" / name).write_text("#" * size)
     assert script.main(["-k", "codec"]) == 0
     assert script.main([]) == 0
     first, *tests = said(script.ROOT / ".venv")
     assert first.endswith("pytest>=8 hypothesis>=6.100")
     assert tests[0] == "-m pytest -k codec", "nothing is installed twice"
-    assert sorted(tests[1:]) == ["-m pytest --ignore=tests/e2e", "-m pytest tests/e2e"], "all tests: in two processes beside each other"
+    assert sorted(tests[1:]) == ["-m pytest --ignore=tests/e2e", "-m pytest tests/e2e/test_large.py", "-m pytest tests/e2e/test_small.py"]
 
 
 def test_the_exit_code_is_that_of_pytest(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +89,8 @@ def test_all_pythons_are_those_that_start(script: ModuleType, tmp_path: Path, mo
 def test_a_failure_on_another_python_is_a_failure(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python(tmp_path / "bin", OTHER)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    codes = iter([0, 1])
-    monkeypatch.setattr(script, "_test", lambda *arguments: next(codes))
+    monkeypatch.setattr(script, "_test_all", lambda *arguments: [0, 0])
+    monkeypatch.setattr(script, "_test", lambda *arguments: 1)
     assert script.main(["--all-pythons"]) == 1
 
 
