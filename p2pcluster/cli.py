@@ -29,10 +29,10 @@ from p2pcluster.config import Options, resolve_options
 from p2pcluster.core.controls import processes_text
 from p2pcluster.errors import ClusterError, Superseded, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
+from p2pcluster.shown import status_lines, wants_colour
 
 DEMO_CLUSTER = "demo"
 WATCH_S = 1.0
-WIDTH = 80
 
 
 # ---- words
@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("demo", "run the bundled example on this machine alone, to its end", "demo")
     deploy = verb("deploy", "ship this project, or its new version, to the running cluster", "deploy .")
     deploy.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME")
+    undeploy = verb("undeploy", "end a pipeline: its processes, queues, runs and files go", "undeploy squares")
+    undeploy.add_argument("name", metavar="PIPELINE")
+    undeploy.add_argument("--discard", action="store_true", help="its items too; else it stays while there are some")
     status = verb("status", "show nodes, stages, queues and alarms", "status --watch")
     status.add_argument("--json", action="store_true", help="one JSON object")
     status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
@@ -304,17 +307,38 @@ def _deploy(args: argparse.Namespace) -> int:
     manifest = answer["manifest"]
     with Cluster(Link(_options(args, project.folder), config.CONNECT_TIMEOUT_S), manifest["pipeline"]) as cluster:
         deployed = cluster.project()
-        if deployed is not None and (deployed["version"], deployed["project"]) == (packed.version, record) and deployed["run"]:
+        has_run = deployed is not None and deployed["state"] != "new"
+        if deployed is not None and has_run and _is_in_force(deployed, packed.version, record):
             print(f"{cluster.pipeline}: version {packed.version[:8]} is deployed already")
             return 0
         origin = {"node": (cluster.link.first_peer or cluster.link.peer).node_id, "name": socket.gethostname(), "folder": str(project.folder)}
         for message in deploy_messages(packed, manifest, record, origin):
-            cluster.check(cluster.link.call(message), manifest["pipeline"])
-        if deployed is None or not deployed["run"]:
+            reply = cluster.check(cluster.link.call(message), manifest["pipeline"])
+        if deployed is None or not has_run:
             print(f"{cluster.pipeline}: version {packed.version[:8]} deployed, run {cluster.start()} starts")
             return 0
-        print(f"{cluster.pipeline}: version {packed.version[:8]} replaces {deployed['version'][:8]}: "
-              + ", ".join(changes(deployed, packed, record)))
+        if (deployed["version"], deployed["project"]) != (packed.version, record):
+            print(f"{cluster.pipeline}: version {packed.version[:8]} replaces {deployed['version'][:8]}: "
+                  + ", ".join(changes(deployed, packed, record)), flush=True)
+        elif reply.fields["rollout"] is None:
+            print(f"{cluster.pipeline}: version {packed.version[:8]} stays")
+        if reply.fields["rollout"] is not None:
+            nodes = cluster.wait_for_rollout(packed.version)
+            print(f"{cluster.pipeline}: version {packed.version[:8]} runs on {nodes} node{'s' if nodes > 1 else ''}")
+    return 0
+
+
+def _is_in_force(deployed: dict[str, Any], version: str, record: dict[str, Any]) -> bool:
+    """Whether there is nothing to ship and nothing to wait for; that a version went back is over when what runs is deployed again."""
+    went_back = deployed["rolled"] is not None and deployed["rolled"]["failure"] is not None
+    return (deployed["version"], deployed["project"]) == (version, record) and deployed["rollout"] is None and not went_back
+
+
+def _undeploy(args: argparse.Namespace) -> int:
+    with _cluster(args, args.name) as cluster:
+        dropped = cluster.undeploy(args.discard)
+    print(f"{args.name}: undeployed" + (f", {dropped} items dropped" if dropped else "")
+          + "; a node whose folder holds it offers it again when it is started next")
     return 0
 
 
@@ -329,49 +353,13 @@ def _status(args: argparse.Namespace) -> int:
     with _cluster(args) as cluster:
         while True:
             status = cluster.status()
-            text = json.dumps(status) if args.json else "\n".join(status_lines(status))
+            text = json.dumps(status) if args.json else "\n".join(status_lines(status, wants_colour(sys.stdout, os.environ)))
             if args.watch and sys.stdout.isatty() and not args.json:
                 text = "\x1b[H\x1b[J" + text
             print(text, flush=True)
             if not args.watch:
                 return 0
             time.sleep(WATCH_S)
-
-
-def status_lines(status: dict[str, Any]) -> list[str]:
-    """What `status` prints, each line within 80 columns."""
-    cluster, leader = status["cluster"], status["leader"]
-    lines = [f"cluster {cluster['name']} ({cluster['id']}), term {cluster['term']}, led by {leader['name']} at {leader['address']}"]
-    for node in status["nodes"]:
-        lines.append(f"node {node['name']}: {node['role']}, {node['slots']} slots, {'alive' if node['alive'] else 'away'}")
-    for pipeline in status["pipelines"]:
-        lines.append("")
-        lines.append(f"{pipeline['name']}: run {pipeline['run']} {pipeline['state']}, version {pipeline['version'][:8]}")
-        lines += _stage_lines([s for s in status["stages"] if s["pipeline"] == pipeline["name"]])
-        lines += _queue_lines([q for q in status["queues"] if q["pipeline"] == pipeline["name"]])
-    refused = [f"{count} {name.removeprefix('refused_')}" for name, count in status["network"].items() if count]
-    if refused:
-        lines += ["", f"refused at {leader['name']} since its start: {', '.join(refused)}"]
-    lines += [f"alarm: {alarm}" for alarm in status["alarms"]]
-    return [line if len(line) <= WIDTH or line.startswith("alarm") else line[: WIDTH - 3] + "..." for line in lines]
-
-
-def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
-    lines = [f"  {'stage':<18}{'procs':>6}{'done':>12}{'parked':>7}{'per s':>9}{'ms':>9}"]
-    for s in stages:
-        service = "" if s["service_ms"] is None else f"{s['service_ms']:.3g}"
-        lines.append(f"  {s['name'][:17]:<18}{s['processes']:>6}{s['done']:>12}{s['parked']:>7}{s['rate_per_s']:>9.0f}{service:>9}")
-        if s["idle_because"]:
-            lines.append(f"    idle: {s['idle_because']}")
-    return lines
-
-
-def _queue_lines(queues: list[dict[str, Any]]) -> list[str]:
-    lines = [f"  {'queue':<18}{'ready':>10}{'leased':>8}{'delayed':>8}{'parked':>7}{'oldest s':>10}"]
-    for q in queues:
-        oldest = "" if q["oldest_s"] is None else f"{q['oldest_s']:.0f}"
-        lines.append(f"  {q['name'][:17]:<18}{q['ready']:>10}{q['leased']:>8}{q['delayed']:>8}{q['parked']:>7}{oldest:>10}")
-    return lines
 
 
 def _put(args: argparse.Namespace) -> int:
@@ -605,7 +593,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "new": _new, "demo": _demo, "deploy": _deploy, "status": _status, "put": _put, "take": _take, "results": _results,
+    "run": _run, "new": _new, "demo": _demo, "deploy": _deploy, "undeploy": _undeploy, "status": _status, "put": _put, "take": _take, "results": _results,
     "discard": _discard, "close": _close, "parked": _parked, "logs": _logs, "pause": _pause, "resume": _resume, "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
     "doctor": _doctor,
 }

@@ -52,6 +52,7 @@ class Offering:
         self._verbose = verbose
         self._ask = ask
         self._out = out
+        self._is_planned = False  # whether the leader's plan has the watched pipeline
         self.is_asking = False  # set back by the loop when somebody else leads, for nobody answers any more
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -111,6 +112,10 @@ class Offering:
             self._out(f"{name}: another version is deployed, from {deployed['origin'].get('folder')} on {deployed['origin'].get('name')}; this "
                       "node works for that one. To replace it: python -m p2pcluster deploy")
             self._begin_run(deployed["run"], deployed["state"])
+        elif deployed["version"] != self._packed.version and _was_rolled_back(deployed, self._packed.version):
+            self._out(f"{name}: version {self._packed.version[:8]}, which is in this folder, did not start before and was rolled back; version "
+                      f"{deployed['version'][:8]} runs on. Correct it, or try it again with python -m p2pcluster deploy")
+            self._begin_run(deployed["run"], deployed["state"])
         else:
             changed = changes(deployed, self._packed, self._record)
             self._out(f"{name}: version {self._packed.version[:8]} replaces {deployed['version'][:8]}: {_listed(changed)}")
@@ -157,10 +162,15 @@ class Offering:
 
     def ended(self, pipelines: dict[str, dict[str, Any]]) -> RunEnd | None:
         """Whether the watched run is over, by the leader's last plan."""
-        if self.watched is None or not self.offer.until_done or self.watched[0] not in pipelines:
+        if self.watched is None:
             return None
         name, run = self.watched
-        pipeline = pipelines[name]
+        pipeline = pipelines.get(name)
+        if pipeline is None:
+            return self._undeployed(name, run)
+        self._is_planned = True
+        if not self.offer.until_done:
+            return None
         if pipeline["run"] < run or (pipeline["run"] == run and not pipeline["is_over"]):
             return None
         if pipeline["run"] > run:
@@ -170,6 +180,22 @@ class Offering:
         if parked:
             text += f", {parked} item{'s' if parked > 1 else ''} parked: python -m p2pcluster parked list"
         return RunEnd(text, 3 if parked else 0)
+
+
+    def _undeployed(self, name: str, run: int) -> RunEnd | None:
+        """The pipeline is gone from the leader's plan. It is not offered again by a node that goes on: somebody has just ended it."""
+        if not self._is_planned:
+            return None  # the first plan has not come
+        self._is_planned = False
+        if self.offer.until_done:
+            return RunEnd(f"{name}: undeployed before run {run} was done", 1)
+        self._out(f"{name}: undeployed; this node offers it again when it is started next")
+        return None
+
+
+def _was_rolled_back(deployed: dict[str, Any], version: str) -> bool:
+    rolled = deployed["rolled"]
+    return rolled is not None and rolled["failure"] is not None and rolled["version"] == version
 
 
 def pack_project(project: bundle.Project) -> bundle.Bundle:

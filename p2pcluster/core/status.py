@@ -101,7 +101,7 @@ def _stage(state: State, rates: Rates, nodes: list[Session], pipeline: PipelineS
         done = max((q.put for q in outputs), default=0)
         rate = max((rates.of(q.name)[0] for q in outputs), default=0.0)
     return {
-        "pipeline": pipeline.name, "name": stage["name"], "processes": processes, "done": done,
+        "pipeline": pipeline.name, "name": stage["name"], "processes": processes, "scaled": pipeline.scaled.get(stage["name"]), "done": done,
         "parked": len(queue.parked) if queue else 0, "rate_per_s": round(rate, 1),
         "service_ms": round(sum(measured) / len(measured) / 1000, 3) if measured else None,
         "idle_because": idle_because(Facts(state, nodes, pipeline, stage, queue, outputs, processes, *times)),
