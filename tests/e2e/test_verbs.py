@@ -11,6 +11,7 @@ import pytest
 from harness import NodeProcess, Site, json_lines, wait_for
 
 from p2pcluster.cli import main
+from tests.status_schema import mismatches
 
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
 SQUARES = (
@@ -190,31 +191,14 @@ def _stage(site: Site, name: str) -> dict[str, int]:
 def test_status_json_has_the_shape_that_is_promised(inverses: Site) -> None:
     wait_for(lambda: _stage(inverses, "Invert")["processes"], "the stage runs")
     status = json.loads(inverses.do("status", "--json").out)
-    assert list(status) == ["cluster", "leader", "nodes", "pipelines", "stages", "queues", "network", "alarms"]
-    assert set(status["cluster"]) == {"id", "name", "term", "commit_index"}
-    assert set(status["leader"]) == {"id", "name", "address"}
+    assert list(mismatches(status)) == []
     (node,) = status["nodes"]
-    assert set(node) == {"id", "name", "role", "address", "alive", "slots", "facts"}
     assert (node["role"], node["alive"], node["id"]) == ("leader", True, status["leader"]["id"])
-    assert set(node["facts"]) >= {"cores", "memory_gb", "name", "os", "python", "tags", "address"}
     (pipeline,) = status["pipelines"]
-    assert set(pipeline) == {"name", "version", "origin", "run", "state"}
     assert (pipeline["name"], pipeline["run"], pipeline["state"]) == ("inverses", 1, "running")
     (stage,) = status["stages"]
-    assert set(stage) == {"pipeline", "name", "processes", "done", "parked", "rate_per_s", "service_ms", "idle_because"}
     assert stage["idle_because"] == "its queue is empty"
     assert [queue["name"] for queue in status["queues"]] == ["numbers", "Invert.results"]
-    assert set(status["queues"][0]) == {
-        "pipeline",
-        "name",
-        "ready",
-        "leased",
-        "delayed",
-        "parked",
-        "rate_in_per_s",
-        "rate_out_per_s",
-        "oldest_s",
-    }
     assert status["network"] == {"refused_connections": 0, "refused_datagrams": 0, "refused_clients": 0}
     assert status["alarms"] == []
 
