@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from p2pcluster import bundle, config
-from p2pcluster.client import Cluster, Link
+from p2pcluster.client import Cluster
 from p2pcluster.config import Options, resolve_options
 from p2pcluster.core.controls import processes_text
 from p2pcluster.errors import ClusterError, Superseded, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
+from p2pcluster.patience import TellingLink
 from p2pcluster.shown import status_lines, wants_colour
 
 DEMO_CLUSTER = "demo"
@@ -42,6 +43,23 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for every error; what is allowed is in the help."""
         self.exit(2, f"p2pcluster: {message}; see python -m {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = list(map(str, action.choices))
+            raise argparse.ArgumentError(None, f"{value!r} is none of {', '.join(names)}{_meant(str(value), names)}")
+
+    def refuse(self, word: str) -> NoReturn:
+        """A word too many, or an option that there is not."""
+        if word.startswith("-"):
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            self.error(f"{self.prog.partition(' ')[2]} has no option {word.partition('=')[0]}{_meant(word.partition('=')[0], options)}")
+        self.error(f"{self.prog.partition(' ')[2]} does not take another word, {word!r}")
+
+
+def _meant(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("folder", metavar="DIR", help="the folder to write it to: a new one, or an empty one")
     verb("demo", "run the bundled example on this machine alone, to its end", "demo")
     deploy = verb("deploy", "ship this project, or its new version, to the running cluster", "deploy .")
-    deploy.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME")
+    deploy.add_argument("target", nargs="?", metavar="DIR|FILE.py|FILE.py:NAME", help="the project; without it this folder's")
     undeploy = verb("undeploy", "end a pipeline: its processes, queues, runs and files go", "undeploy squares")
-    undeploy.add_argument("name", metavar="PIPELINE")
+    undeploy.add_argument("name", metavar="PIPELINE", help="its name, as status shows it")
     undeploy.add_argument("--discard", action="store_true", help="its items too; else it stays while there are some")
     status = verb("status", "show nodes, stages, queues and alarms", "status --watch")
     status.add_argument("--json", action="store_true", help="one JSON object")
@@ -79,12 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("-n", type=int, metavar="N", help="at most so many")
     take.add_argument("--follow", action="store_true", help="wait for more")
     results = verb("results", "print what a last stage returned, as JSON lines, without taking it", "results Train")
-    results.add_argument("stage", metavar="STAGE")
+    results.add_argument("stage", metavar="STAGE", help="a last stage that returns values, or a queue")
     _pipeline_option(results)
     discard = _queue_verb(verb("discard", "drop everything in a queue", "discard alerts"))
     discard.add_argument("--yes", action="store_true", help="do not ask")
     close = verb("close", "end a source, or a queue that is fed from outside", "close numbers")
-    close.add_argument("name", metavar="NAME")
+    close.add_argument("name", metavar="NAME", help="the source, or the queue")
     _pipeline_option(close)
     _parked_parser(verb)
     logs = verb("logs", "show what stages printed and logged, on every machine", "logs Train -f")
@@ -107,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     recover_parser = verb("recover", "after the loss of most voters: make this machine's copy the whole cluster", "recover")
     recover_parser.add_argument("--yes", action="store_true", help="do not ask")
     backup = verb("backup", "copy the journal to a file, while the node runs too", "backup yesterday.sqlite3")
-    backup.add_argument("file", metavar="FILE")
+    backup.add_argument("file", metavar="FILE", help="where the copy is to be")
     key = verb("key", "show the cluster's key, or set it from standard input", "key --set < key.txt")
     key.add_argument("--set", action="store_true", help="read the key from standard input")
     verb("doctor", "look for what keeps nodes from seeing each other", "doctor --seed 10.0.0.7:47400")
@@ -116,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parked_parser(verb: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     parked = verb("parked", "list, show, retry or discard parked items", "parked show squares/Square:17")
-    parked.add_argument("action", nargs="?", default="list", choices=["list", "show", "retry", "discard"])
+    parked.add_argument("action", nargs="?", default="list", choices=["list", "show", "retry", "discard"],
+                        help="list them (the default), show all of some, give them another set of tries, or drop them")
     parked.add_argument("ids", nargs="*", metavar="ID", help="queue:number, as the list shows it; retry and discard without it mean all")
     _pipeline_option(parked)
 
@@ -127,7 +146,7 @@ def _processes(text: str) -> int | str | None:
 
 
 def _queue_verb(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("queue", metavar="QUEUE")
+    parser.add_argument("queue", metavar="QUEUE", help="its name, as status shows it")
     _pipeline_option(parser)
     return parser
 
@@ -174,8 +193,7 @@ def _pyproject(folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Run one command line; returns the exit code."""
-    argv = _with_verb(argv)
-    args = _parser().parse_args(argv)
+    args = parse(_with_verb(argv))
     try:
         return int(_VERBS[args.verb](args))
     except ClusterError as error:
@@ -190,6 +208,16 @@ def main(argv: list[str]) -> int:
         for note in _notes(error):
             print(f"p2pcluster: stopped: {note}", file=sys.stderr)
         return 130
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The words of a command line. What is wrong with them ends the program with exit code 2 and a line."""
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        (verbs,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        verbs.choices[args.verb].refuse(next((word for word in unknown if word.startswith("-")), unknown[0]))
+    return args
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -209,9 +237,7 @@ def _with_verb(argv: list[str]) -> list[str]:
         return ["run", *argv]
     if os.path.exists(argv[0]) or ".py" in argv[0] or os.sep in argv[0]:
         return ["run", *argv]
-    close = difflib.get_close_matches(argv[0], _VERBS, n=1)
-    print(f"p2pcluster: there is no verb {argv[0]!r}; " + (f"did you mean {close[0]}?" if close else "see python -m p2pcluster --help"),
-          file=sys.stderr)
+    print(f"p2pcluster: there is no verb {argv[0]!r}{_meant(argv[0], _VERBS) or '; see python -m p2pcluster --help'}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -305,7 +331,7 @@ def _deploy(args: argparse.Namespace) -> int:
             print(answer["traceback"], file=sys.stderr)
         raise refusal(answer)
     manifest = answer["manifest"]
-    with Cluster(Link(_options(args, project.folder), config.CONNECT_TIMEOUT_S), manifest["pipeline"]) as cluster:
+    with Cluster(TellingLink(_options(args, project.folder), config.CONNECT_TIMEOUT_S), manifest["pipeline"]) as cluster:
         deployed = cluster.project()
         has_run = deployed is not None and deployed["state"] != "new"
         if deployed is not None and has_run and _is_in_force(deployed, packed.version, record):
@@ -346,7 +372,7 @@ def _undeploy(args: argparse.Namespace) -> int:
 
 
 def _cluster(args: argparse.Namespace, pipeline: str | None = None) -> Cluster:
-    return Cluster(Link(_options(args), config.CONNECT_TIMEOUT_S), pipeline or getattr(args, "pipeline", None))
+    return Cluster(TellingLink(_options(args), config.CONNECT_TIMEOUT_S), pipeline or getattr(args, "pipeline", None))
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -375,7 +401,7 @@ def _put(args: argparse.Namespace) -> int:
             continue
         try:
             values.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueRefused(f"line {number} of {name} is not JSON ({error}): nothing was put; correct it and put again") from error
     with _cluster(args) as cluster:
         cluster.is_patient = True  # whoever pipes values in is held back by a full queue; Ctrl-C ends it

@@ -66,7 +66,7 @@ class Finished:
     def the_error(self) -> str:
         """The one line that it complained with: no second one, and no traceback anywhere."""
         assert "Traceback" not in self.out + self.err, self.out + self.err
-        lines = self.err.splitlines()
+        lines = [line for line in self.err.splitlines() if not line.startswith("waiting for ")]
         assert len(lines) == 1, f"one line of error was expected: {lines}"
         assert lines[0].startswith("p2pcluster: "), lines[0]
         return lines[0].removeprefix("p2pcluster: ")

@@ -729,5 +729,6 @@ def test_help_shows_every_verb_with_an_example(capsys: pytest.CaptureFixture[str
 def test_without_a_node_a_verb_exits_4(orphan: NodeProcess) -> None:
     done = orphan.finished()
     assert done.code == 4
+    assert done.err.startswith("waiting for a node of cluster 'default', at most 10 s")
     assert "no node of cluster 'default' is known here" in done.the_error()
     assert "start one with python -m p2pcluster" in done.the_error()

@@ -34,7 +34,7 @@ FLOORS = (
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values", "logbook", "output"},
     {"beacons", "clients", "committer", "finding", "gathering", "neighbours", "offering", "peers", "placements", "projects", "rivals"},  # the rooms of the daemon
     {"client", "worker", "together", "daemon", "local"},
-    {"cli", "doctor", "page", "shown", "starter", "view", "classic", "examples"},
+    {"cli", "doctor", "page", "patience", "shown", "starter", "view", "classic", "examples"},
     {"__main__"},
 )
 BESIDE = {
@@ -45,6 +45,7 @@ BESIDE = {
     ("rivals", "neighbours"): "another cluster of this name is spoken to over the connections to its nodes",
     ("rivals", "peers"): "and is dialled like them",
     ("cli", "doctor"): "a verb with much to say has a module of its own",
+    ("cli", "patience"): "and so is what it waits for",
     ("cli", "shown"): "how a status looks on a terminal is a matter of its own",
     ("cli", "starter"): "and so has one with a text of its own",
     ("cli", "page"): "run serves the page beside its node",
