@@ -105,8 +105,8 @@ def expected_items(pipeline: PipelineState, queues: Mapping[str, QueueState]) ->
             queue, above = queues[pipeline.full(name)], writers.get(name, [])
             read = [before for before in above if before is not None]
             each = _yield_of(queue, [queues[pipeline.full(before)] for before in read])
-            coming = sum(visit(before) for before in read) * (min(each, 1.0) if None in above else each)
-            expected[name] = due_count(queue) + coming
+            expected[name] = due_count(queue)  # for a circle that no edge is said to close: whoever has the key may send such a graph
+            expected[name] += sum(visit(before) for before in read) * (min(each, 1.0) if None in above else each)
         return expected[name]
 
     for stage in pipeline.manifest["stages"]:

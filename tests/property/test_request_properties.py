@@ -207,6 +207,15 @@ def test_what_is_nested_so_deep_that_another_node_could_not_read_it_does_not_get
             Victim().hear(message)
 
 
+def test_a_graph_that_goes_round_where_it_does_not_say_so_ends_no_leader() -> None:
+    """The graph check is in the deploying program, and who sends a deployment may not have asked it."""
+    victim = Victim()
+    message = deploy_with("stages", ports=[{"label": None, "queues": ["in"]}])
+    victim.hear(message)
+    victim.pass_time(3_000)
+    victim.is_well()
+
+
 def refusals(victim: Victim, code: str) -> list[Message]:
     return [answer for session, answer in victim.answers if session == "hostile" and answer.fields.get("code") == code]
 
