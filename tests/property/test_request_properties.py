@@ -210,6 +210,8 @@ def test_what_is_nested_so_deep_that_another_node_could_not_read_it_does_not_get
 def test_a_graph_that_goes_round_where_it_does_not_say_so_ends_no_leader() -> None:
     """The graph check is in the deploying program, and who sends a deployment may not have asked it."""
     victim = Victim()
+    for message in hostile.deploying("good", "1" * 64):
+        victim.ask(message)
     message = deploy_with("stages", ports=[{"label": None, "queues": ["in"]}])
     victim.hear(message)
     victim.pass_time(3_000)
