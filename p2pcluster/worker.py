@@ -286,12 +286,21 @@ class StageRunner:
         """What is emitted value by value, less what goes ahead because it is too much for one message."""
         bodies: list[tuple[int, bytes]] = []
         size = 0
+        encode_value, is_plain = self._encode, len(self._ports.encoders) == 1
         for value in yielded:
-            if value is DROP:
-                continue
-            found = self._ports.encode_each(value)
-            bodies += found
-            size += sum(len(body) for _, body in found)
+            if is_plain and type(value) not in _SPECIAL:
+                try:
+                    body = encode_value(value)
+                except Exception as error:
+                    raise as_refusal(value, error) from error
+                if len(body) > _LARGE_BYTES:
+                    check_value(body)
+                bodies.append((0, body))
+                size += len(body)
+            elif value is not DROP:
+                found = self._ports.encode_each(value)
+                bodies += found
+                size += sum(len(body) for _, body in found)
             if size > config.OUTPUT_PART_BYTES or len(bodies) >= config.OUTPUT_PART_ITEMS:
                 self._send_ahead(bodies)
                 bodies, size = [], 0
@@ -442,8 +451,10 @@ class Ports:
         """The ports and blobs of values that are not told apart by their inputs. Raises `ValueRefused`."""
         ports: list[dict[str, Any]] = []
         blobs: list[Buffer] = []
-        for number in sorted({number for number, _ in bodies}):
+        for number in range(len(self.encoders)):
             found = [body for port, body in bodies if port == number]
+            if not found:
+                continue
             ports.append({"port": number})
             blobs += [lengths_blob(map(len, found)), b"".join(found)]
             if b"__main__" in blobs[-1]:

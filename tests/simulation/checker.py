@@ -90,7 +90,8 @@ class Ledger(Model):
     def _add(self, name: str, body: bytes, key: str | None = None, parents: tuple[Item, ...] = ()) -> Item:
         for parent in parents:
             require(parent.state == "done", f"an output in {name} has a parent that is not done")
-        require(len(parents) < 2, f"an output in {name} has {len(parents)} parents")
+        require(len(parents) < 2 or self.queues[name].record is None or name == f"{pipeline.NAME}/eat.results",
+                f"an output in {name} has {len(parents)} parents")
         return super()._add(name, body, key, parents)
 
     def _count_delivery(self, queue: ModelQueue, item: Item, fields: dict[str, Any], in_company: bool = False) -> bool:
@@ -109,6 +110,13 @@ class Ledger(Model):
             self._check_outputs(stage, before)
         return result
 
+    def _part(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
+        before = {name: len(queue.items) for name, queue in self.queues.items()}
+        result = super()._part(fields, blobs)
+        if result[0] == "ok":
+            self._check_outputs(pipeline.STAGE_OF[fields["queue"]], before)
+        return result
+
     def _check_outputs(self, stage: str, before: dict[str, int]) -> None:
         """Each output is what the stage makes of the parent that the log names."""
         record = next(record for record in pipeline.MANIFEST["stages"] if record["name"] == stage)
@@ -117,9 +125,8 @@ class Ledger(Model):
                 queue = self.queues[f"{pipeline.NAME}/{name}"]
                 for item_id in range(before[queue.name] + 1, len(queue.items) + 1):
                     item = queue.items[item_id]
-                    (parent,) = item.parents
-                    made = [value for at, value in pipeline.outputs(stage, parent.body) if at == number]
-                    require(item.body in made, f"{queue.name}:{item_id} is no output of its parent {parent.body!r}")
+                    made = [value for parent in item.parents for at, value in pipeline.outputs(stage, parent.body) if at == number]
+                    require(item.body in made, f"{queue.name}:{item_id} is no output of {[parent.body for parent in item.parents]}")
 
     def open_count(self, queue: str) -> int:
         return sum(1 for item in self.queues[queue].items.values() if item.state in OPEN)
@@ -430,7 +437,7 @@ class Checker:
             require(queue.put == open_and_over + discarded,
                     f"{life.name}: of {queue.put} items put in {queue.name}, {queue.open_count} are open, {queue.done} done,"
                     f" {len(queue.parked)} parked and {discarded} discarded")
-        unseen = len(ledger.queues[queue.name].of("hidden", "withdrawn")) if at_end else queue.next_id - queue.put - 1
+        unseen = ledger.queues[queue.name].unseen if at_end else queue.next_id - queue.put - 1
         require(queue.next_id == queue.put + unseen + 1, f"{life.name}: an id of {queue.name} is used twice or left out")
 
     def compare(self, life: Life, state: State) -> None:
@@ -500,6 +507,7 @@ class Checker:
         require(item is not None, f"{process.life.name} runs {name}:{item_id}, which was never put")
         assert item is not None
         require(item.body == value, f"{process.life.name} runs {name}:{item_id} with {value!r}, and {item.body!r} was put")
+        require(item.state not in ("hidden", "withdrawn"), f"{process.life.name} runs {name}:{item_id}, an output of an item that is not done")
         self.main.ledger.ran[(name, item_id)] += 1
 
 

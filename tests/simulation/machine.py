@@ -40,7 +40,7 @@ from tests.simulation import pipeline
 from tests.simulation.checker import Checker
 from tests.simulation.disk import Disk
 from tests.simulation.options import Options
-from tests.simulation.processes import ROLES, SimProcess
+from tests.simulation.processes import SimProcess, process_for
 from tests.simulation.world import PORT, End, Network, SimSession, World, host_of, number_of
 
 TICK_MS = 20
@@ -67,7 +67,7 @@ class Machine:
         self.is_gone = False  # for good
         self.starts = 0
         self.folders: set[str] = set()  # of versions whose project is unpacked here
-        self.positions: dict[str, dict[str, list[int]]] = {}  # by boot and queue what ran when the node died
+        self.positions: dict[str, dict[str, list[Any]]] = {}  # by boot and queue what ran when the node died
         self.node_id: str | None = None
         self.is_paused = False
         self._waiting: list[Callable[[], None]] = []
@@ -326,7 +326,8 @@ class Life:
             process.is_alive = False
             if process.position[1]:
                 ran = self.machine.positions.setdefault(self.boot, {})
-                ran.setdefault(f"{pipeline.NAME}/{self._reads(process)}", []).append(process.position[1])
+                told: list[Any] = [[item_id, item_id + 1] for item_id in process.in_hand] or [process.position[1]]
+                ran.setdefault(f"{pipeline.NAME}/{self._reads(process)}", []).extend(told)
         for end in self._ends:
             if power:
                 end.is_dead = True
@@ -812,7 +813,7 @@ class Life:
                 return
             assert self.journal.read_bundle(version, parts) == b"".join(pipeline.PARTS), "the project is another one"
             self.machine.folders.add(version)
-        self.processes[action.key] = ROLES[action.spec.role](self, action.key, action.spec)
+        self.processes[action.key] = process_for(action.spec)(self, action.key, action.spec)
 
     def _fetch(self, action: Start) -> None:
         version = action.spec.version

@@ -300,8 +300,8 @@ def _commit_goes_back(original: Any) -> Any:
 
 
 def _reads_a_clock(original: Any) -> Any:
-    def count_delivery(self: State, queue: Any, item_id: int, error: Any, delay_ms: int, context: Any) -> bool:
-        parked = bool(original(self, queue, item_id, error, delay_ms, context))
+    def count_delivery(self: State, queue: Any, item_id: int, *rest: Any) -> bool:
+        parked = bool(original(self, queue, item_id, *rest))
         if item_id in queue.delayed:
             self.clock = getattr(self, "clock", id(type(self)) % 7) + 1  # each node has its own
             queue.delayed[item_id] += self.clock
@@ -343,7 +343,28 @@ def _old_epoch(original: Any) -> Any:
 
 
 def _counts_nothing(original: Any) -> Any:
-    return lambda self, queue, leases, ran: set()
+    return lambda self, queue, leases, ran: (set(), set())
+
+
+def _visible_at_once(original: Any) -> Any:
+    def hide(self: State, ports: Any, context: Any) -> Any:
+        spans = original(self, ports, context)
+        for name, first, count in spans:
+            self.queues[name].hidden.remove(first, first + count)
+            self.queues[name].ready.add(first, first + count)
+            self.queues[name].put += count
+        return spans
+
+    return hide
+
+
+def _gives_back_what_others_hold(original: Any) -> Any:
+    def refuse_whole(self: State, queue: Any, message: Message, code: str) -> Outcome:
+        for lo, hi in message.fields["ranges"]:
+            self._release_found(queue, [(a, b) for a, b, _ in queue.leases.overlap(lo, hi)])
+        return original(self, queue, message, code)  # type: ignore[no-any-return]
+
+    return refuse_whole
 
 
 def _releases_under_any_fence(original: Any) -> Any:
@@ -373,8 +394,8 @@ def _mixes_only_ok(original: Any) -> Any:
 
 
 def _forgets_parked(original: Any) -> Any:
-    def count_delivery(self: State, queue: Any, item_id: int, error: Any, delay_ms: int, context: Any) -> bool:
-        parked = bool(original(self, queue, item_id, error, delay_ms, context))
+    def count_delivery(self: State, queue: Any, item_id: int, *rest: Any) -> bool:
+        parked = bool(original(self, queue, item_id, *rest))
         if parked:
             del queue.parked[item_id]
         return parked
@@ -501,6 +522,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("deliveries counted for what only waits", swap(Executor, "on_exit", _counts_what_waits), "deliveries count",
              {**HARD, "process_dies_share": 0.05}),
     Mutation("a release by a stale fence", swap(State, "_apply_release", _releases_under_any_fence), "instead of", SIM),
+    Mutation("parts that outlive their lease", swap(State, "_withdraw", _nothing), "instead of|is not the log's",
+             {**HARD, "process_dies_share": 0.05}),
+    Mutation("parts that are seen at once", swap(State, "_hide", _visible_at_once), "put in|twice or left out|is not done|instead of", SIM),
+    Mutation("a divided batch that gives back what others hold", swap(State, "_refuse_whole", _gives_back_what_others_hold),
+             "instead of|is not the log's|two valid fences", {**HARD, "process_dies_share": 0.05, "client_puts": 12, "clients": 3}),
     Mutation("keys forgotten", swap(State, "_load_keys", _nothing), "instead of|is not the log's|hash", HARD),
     Mutation("a hash that leaves something out", swap(State, "_mix", _mixes_only_ok), "hash", SIM),
     Mutation("a parked item lost", swap(State, "_count_delivery", _forgets_parked), "are open", SIM),

@@ -25,6 +25,8 @@ FLAKY_OF_100 = 8  # and that fail at the first one
 KILLER_OF_1000 = 8  # and that end the process that runs them, every time
 SLOW_OF_1000 = 4  # and that run until the stage's timeout, the first time
 TIMEOUT_S = 0.5
+BATCH = 3  # values that `eat` is called with together
+IN_PARTS_OF_100 = 60  # values of which `right` emits all but the last output ahead of its end
 
 
 def _stage(name: str, kind: str, reads: str | None, ports: list[list[str]], processes: int | str, **more: Any
@@ -53,7 +55,7 @@ MANIFEST: dict[str, Any] = {
         _stage("left", "stage", "a", [["b"]], "auto", timeout_s=TIMEOUT_S),
         _stage("right", "stage", "b", [["c"], ["d"]], 2, shape="generator"),
         _stage("out", "sink", "c", [], 1),
-        _stage("eat", "stage", "in", [["eat.results"]], 1),
+        _stage("eat", "stage", "in", [["eat.results"]], 1, batch=BATCH),
     ],
     "queues": [_queue("a", "left", 24), _queue("b", "right", 16), _queue("c", "out", 200), _queue("d"),
                _queue("in", "eat", 40, outside=True), _queue("eat.results", results=True)],
@@ -80,11 +82,16 @@ def outputs(stage: str, value: bytes) -> list[tuple[int, bytes]]:
     if stage == "left":
         return [(0, value + b">L")]
     if stage == "right":
-        count = crc32(b"count" + value) % 3
+        count = crc32(b"count" + value) % 4
         return [(crc32(b"port%d" % at + value) % 2, value + b">R%d" % at) for at in range(count)]
     if stage == "eat":
         return [(0, value + b">E")]
     return []
+
+
+def parts_of(stage: str, value: bytes) -> list[tuple[int, bytes]]:
+    """Which of its outputs a stage emits for a value ahead of its end, each in a part of its own."""
+    return outputs(stage, value)[:-1] if stage == "right" and crc32(b"parts" + value) % 100 < IN_PARTS_OF_100 else []
 
 
 def behaviour(stage: str, value: bytes, delivery: int) -> str:
@@ -130,6 +137,16 @@ def pack_results(stage: str, results: list[list[tuple[int, bytes]]]) -> tuple[li
         if any(groups):
             ports.append({"port": port, "counts": True})
             blobs += [*pack(value for group in groups for value in group), lengths_blob(map(len, groups))]
+    return ports, blobs
+
+
+def pack_together(outputs: list[tuple[int, bytes]]) -> tuple[list[dict[str, Any]], list[Buffer]]:
+    """The ports and blobs of outputs that are not told apart by their inputs."""
+    ports: list[dict[str, Any]] = []
+    blobs: list[Buffer] = []
+    for number in sorted({number for number, _ in outputs}):
+        ports.append({"port": number})
+        blobs += pack(value for port, value in outputs if port == number)
     return ports, blobs
 
 

@@ -28,6 +28,7 @@ class SimProcess:
         self.world = life.world
         self.is_alive = True
         self.position = (0, 0)
+        self.in_hand: list[int] = []  # what runs together
         self._heard_ms = self._said_ms = 0
         self.later(self.world.random.randrange(5, START_MS_MAX), self.begin)
 
@@ -78,7 +79,7 @@ class SimStage(SimProcess):
     def __init__(self, life: Life, key: int, spec: Spec) -> None:
         super().__init__(life, key, spec)
         self._works: list[Work] = []
-        self._is_running = False
+        self._is_running = self._is_lost = False
 
     def on_work(self, message: Message) -> None:
         self._works.append(Work(message))
@@ -100,11 +101,32 @@ class SimStage(SimProcess):
         time_ms = pipeline.service_ms(self.spec.stage, value)
         how = pipeline.behaviour(self.spec.stage, value, 1 + work.deliveries.get(str(item_id), 0))
         self.life.checker.began(self, item_id, value)
+        self._send_ahead(work, value)
         if how != "hangs":
             self.later(time_ms, lambda: self._finish(work, value, how))
 
+    def _send_ahead(self, work: Work, value: bytes) -> None:
+        """Some of what it emits, as parts; what ran before is reported first."""
+        self._is_lost = False
+        parts = pipeline.parts_of(self.spec.stage, value)
+        if parts:
+            self._report(work)
+        for number, output in enumerate(parts):
+            ports, blobs = pipeline.pack_together([output])
+            self.say(Message("part", {"work": work.number, "part": number, "ports": ports}, tuple(blobs)))
+
+    def on_part_ack(self, message: Message) -> None:
+        if not message.fields["is_kept"] and message.fields["item"] == self.position[1]:
+            self._is_lost = True
+
+    def _say_whole(self, work: Work, count: int, outputs: list[tuple[int, bytes]], parts: int) -> None:
+        ports, blobs = pipeline.pack_together(outputs)
+        self.say(Message("done", {"work": work.number, "count": count, "ports": ports, "elapsed_us": 1000.0, "whole": True, "parts": parts},
+                         tuple(blobs)))
+
     def _finish(self, work: Work, value: bytes, how: str) -> None:
         self._is_running = False
+        parts = pipeline.parts_of(self.spec.stage, value)
         if how == "dies" or self.world.random.random() < self.life.options.process_dies_share:
             self._report_some(work)
             self.end("died of signal 9 (SIGKILL)", ["it died"])
@@ -113,6 +135,10 @@ class SimStage(SimProcess):
             self._report(work)
             error = {"type": "ValueError", "text": "ValueError: no", "traceback": None}
             self.say(Message("failed", {"work": work.number, "elapsed_us": 1000.0, "error": error}))
+        elif parts and self._is_lost:
+            self.say(Message("lost", {"work": work.number, "count": 1}))
+        elif parts:
+            self._say_whole(work, 1, pipeline.outputs(self.spec.stage, value)[len(parts) :], len(parts))
         else:
             work.results.append(pipeline.outputs(self.spec.stage, value))
         work.at += 1
@@ -143,6 +169,43 @@ class SimStage(SimProcess):
                 return
 
 
+class SimBatches(SimStage):
+    """Runs what comes together as one, and where that fails its items one by one."""
+
+    def _go_on(self) -> None:
+        work = self._works[0] if self._works else None
+        if self._is_running or work is None or work.at or work.is_divided or len(work.ids) < 2:
+            super()._go_on()
+            return
+        self._is_running = True
+        self.position, self.in_hand = (work.number, work.ids[0]), list(work.ids)
+        hows = [pipeline.behaviour(self.spec.stage, value, 1 + work.deliveries.get(str(item_id), 0))
+                for item_id, value in zip(work.ids, work.values, strict=True)]
+        for item_id, value in zip(work.ids, work.values, strict=True):
+            self.life.checker.began(self, item_id, value)
+        self.later(max(pipeline.service_ms(self.spec.stage, value) for value in work.values), lambda: self._finish_batch(work, hows))
+
+    def _finish_batch(self, work: Work, hows: list[str]) -> None:
+        self._is_running, self.in_hand = False, []
+        if "dies" in hows or self.world.random.random() < self.life.options.process_dies_share:
+            self.end("died of signal 9 (SIGKILL)", ["it died"])
+            return
+        if "raises" in hows:
+            work.is_divided = True
+            self.say(Message("divided", {"work": work.number}))
+        else:
+            outputs = [output for value in work.values for output in pipeline.outputs(self.spec.stage, value)]
+            self._say_whole(work, len(work.ids), outputs, 0)
+            work.at = len(work.ids)
+        self._go_on()
+
+    def on_recall(self, message: Message) -> None:
+        if self._is_running and self.in_hand and self._works[0].number == message.fields["work"]:
+            self.say(Message("returned", {"work": message.fields["work"], "kept": len(self.in_hand)}))
+            return
+        super().on_recall(message)
+
+
 class Work:
     """A piece of work as the node sent it; `at` is the item that runs."""
 
@@ -156,6 +219,7 @@ class Work:
         assert len(self.ids) == len(self.values), "the bytes of a piece of work are not those of its items"
         self.results: list[list[tuple[int, bytes]]] = []
         self.at = 0
+        self.is_divided = False
 
 
 def cut(lengths: Any, body: Any) -> list[bytes]:
@@ -238,3 +302,8 @@ class SimOnDone(SimProcess):
 
 
 ROLES: dict[str, type[SimProcess]] = {"stage": SimStage, "source": SimSource, "on_done": SimOnDone}
+
+
+def process_for(spec: Spec) -> type[SimProcess]:
+    """What a process is that was started for this."""
+    return SimBatches if spec.stage == "eat" else ROLES[spec.role]

@@ -201,7 +201,7 @@ class Item:
     due_ms: int = 0
     parked: tuple[int, int, int, dict[str, Any]] | None = None
     parts: int = 0
-    emitted: list[Item] = field(default_factory=list, repr=False)  # in parts, while it runs
+    emitted: list[tuple[ModelQueue, Item]] = field(default_factory=list, repr=False)  # in parts, while it runs
 
 
 @dataclass
@@ -209,6 +209,7 @@ class ModelQueue:
     name: str
     items: dict[int, Item] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
+    unseen: int = 0  # what came in parts and is not seen yet, or never will be
     closed: bool = False
     record: dict[str, Any] | None = None  # of the manifest; None when no version names it now
     done: int = 0
@@ -434,8 +435,9 @@ class Model:
                 self._give_back(item for item in _named(queue, [(lo, hi)]) if item.fence == Fence(*fence))
             return "refused", {"code": code}
         if fields.get("parts"):
-            for item in found[0].emitted:
+            for target, item in found[0].emitted:
                 item.state = "ready"
+                target.unseen -= 1
             found[0].parts, found[0].emitted = 0, []
         for item in found:
             self._end(queue, item, "done")
@@ -475,13 +477,14 @@ class Model:
                 for body in values:
                     made = self._add(name, body)
                     made.state, made.parents = "hidden", (item,)
-                    item.emitted.append(made)
+                    item.emitted.append((self.queues[name], made))
+                    self.queues[name].unseen += 1
         return "ok", {"parts": item.parts}
 
     @staticmethod
     def _withdraw(item: Item) -> None:
         """It is no longer held by whoever emitted parts for it."""
-        for made in item.emitted:
+        for _, made in item.emitted:
             made.state = "withdrawn"
         item.parts, item.emitted = 0, []
 
@@ -937,7 +940,7 @@ def compare(state: State, model: Model, bodies: Bodies) -> None:
     """The state is the model's, item by item and byte by byte."""
     assert set(state.queues) == set(model.queues)
     for name, queue in model.queues.items():
-        _compare_queue(state.queues[name], queue, model.queues, bodies)
+        _compare_queue(state.queues[name], queue, bodies)
     assert {key: _columns(p) for key, p in state.producers.items()} == {
         key: _columns(p) for key, p in model.producers.items()
     }
@@ -965,18 +968,10 @@ def _spread(spans: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int]]:
         yield from ((name, item_id) for item_id in range(first, first + count))
 
 
-def _emitted(queues: dict[str, ModelQueue], item: Item) -> Iterator[tuple[str, Item]]:
-    """What an item has emitted in parts, each with its queue."""
-    for made in item.emitted:
-        yield next(name for name, queue in queues.items() if queue.items.get(made.id) is made), made
-
-
-def _compare_queue(
-    found: QueueState, queue: ModelQueue, queues: dict[str, ModelQueue], bodies: Bodies
-) -> None:
+def _compare_queue(found: QueueState, queue: ModelQueue, bodies: Bodies) -> None:
     assert (found.next_id, found.put, found.done, found.closed) == (
         len(queue.items) + queue.first_id,
-        len(queue.items) - len(queue.of("hidden", "withdrawn")),
+        len(queue.items) - queue.unseen,
         queue.done,
         queue.closed,
     )
@@ -994,7 +989,7 @@ def _compare_queue(
     assert expand(found.hidden) == {item.id for item in queue.of("hidden")}, "parts are seen too early, or kept too long"
     parts = {item_id: (parts.count, Counter(_spread(parts.spans))) for item_id, parts in found.parts.items()}
     assert parts == {
-        item.id: (item.parts, Counter((name, made.id) for name, made in _emitted(queues, item)))
+        item.id: (item.parts, Counter((target.name, made.id) for target, made in item.emitted))
         for item in queue.items.values()
         if item.parts
     }
