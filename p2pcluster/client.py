@@ -121,7 +121,7 @@ class Link:
         self._known: list[Address] = []
         self._cluster_id: str | None = None
         self.first_peer: Identity | None = None  # whom it found by itself: the node of this machine, where there is one
-        self._redirected_from: str | None = None
+        self._sent_to: set[str] = set()  # by nodes that said who leads, since one did or it was waited for
         self._open(time.monotonic() + timeout_s)
 
     @property
@@ -158,6 +158,7 @@ class Link:
                     raise _unknown(message, error) from error
                 continue
             if reply.fields.get("result") != "error":
+                self._sent_to.clear()
                 return reply
             if self.redirected(reply):
                 continue
@@ -171,12 +172,13 @@ class Link:
         return self.reply(self.request(message, time.monotonic() + self.timeout_s), time.monotonic() + self.timeout_s)
 
     def redirected(self, reply: Message) -> bool:
-        """Whether the node that answered knows who leads, and that is somebody new: then he is asked next."""
+        """Whether the node that answered knows who leads, and nobody was sent there yet: then he is asked next. Else it is time to wait: the
+        one that is named may be dead, and the next one not elected."""
         where = reply.fields.get("leader")
-        if where is None or where == self._redirected_from:
-            self._redirected_from = None
+        if where is None or where in self._sent_to:
+            self._sent_to.clear()
             return False
-        self._redirected_from = str(self.peer.facts.get("address"))
+        self._sent_to.add(where)
         self._known.insert(0, parse_address(where))
         self.close()
         return True
@@ -611,7 +613,8 @@ class Cluster:
     def _how_full(self, queue: str) -> str | None:
         """In words, "" where there is room; None when nobody answers."""
         try:
-            found = [q for q in self.status()["queues"] if q["name"] == queue and q["pipeline"] == self.pipeline]
+            status = self.link.call(Message("status", {}), min(self.link.timeout_s, SILENT_S)).fields["status"]
+            found = [q for q in status["queues"] if q["name"] == queue and q["pipeline"] == self.pipeline]
             record = self.queue_record(queue)
         except ClusterError:
             return None
