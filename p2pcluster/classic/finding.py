@@ -29,7 +29,7 @@ def find_servers(options: Options, secret: bytes, timeout_s: float) -> list[Addr
     with Lan(options.bind, options.port) as lan:
         found, other_key = _Search(options, secret, lan).run(timeout_s)
     if found:
-        return [address for _, address in sorted(found.items())]
+        return sorted(found.values())
     if other_key:
         raise AuthenticationFailed(f"the server of port {options.port} at {other_key} has another authkey: give both programs the same")
     raise ClusterNotFound(f"no server of port {options.port} and this authkey was heard for {timeout_s:g} s: start one, let UDP and TCP "

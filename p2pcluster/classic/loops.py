@@ -228,11 +228,11 @@ class _Taker:
                     break
                 self._run_one(item_id, body)
                 left.remove(item_id)
+            spent_us = (time.monotonic() - begun_s) * 1e6 / len(items)  # without the commit, or a slow disk would have each item go alone
         finally:  # also what was interrupted goes back
             self._finish()
             self._give_back(left)
             _at_work.clear()
-        spent_us = (time.monotonic() - begun_s) * 1e6 / len(items)
         most = int(config.WORK_TARGET_US / max(1.0, spent_us))
         self._count = max(1, min(config.WORK_ITEMS_MAX, 2 * self._count, most))
 

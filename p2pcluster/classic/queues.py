@@ -16,7 +16,7 @@ from p2pcluster.classic import utils
 from p2pcluster.classic.functions import ScriptEnds, is_loading, needs_value
 from p2pcluster.client import RETRY_S, Cluster, Link
 from p2pcluster.config import Options
-from p2pcluster.errors import ClusterError, ClusterNotFound, UnknownName, WrongUsage
+from p2pcluster.errors import AuthenticationFailed, ClusterError, ClusterNotFound, ProtocolError, UnknownName, WrongUsage
 
 JOIN_S = 0.2  # between two looks of `join`
 
@@ -27,12 +27,22 @@ class Door:
     def __init__(self, options: Options, secret: bytes, on_try: Callable[[ClusterError | None], None] | None = None) -> None:
         self.options = options
         self.secret = secret
-        self._on_try = on_try
+        self._on_try = on_try  # not told of what is raised
         self._local = threading.local()
 
     def connect(self, timeout_s: float) -> Cluster:
-        """A connection of its own, where everything has to be done in this time. Raises `ClusterNotFound`."""
-        return Cluster(Link(self.options, timeout_s, self.secret, self._on_try), utils.PIPELINE)
+        """A connection of its own, where everything has to be done in this time. Raises `ClusterNotFound`, `ProtocolError`."""
+        return Cluster(Link(self.options, timeout_s, self.secret, self._heard), utils.PIPELINE)
+
+    def _heard(self, trouble: ClusterError | None) -> None:
+        """Who is away is waited for, but not who will never answer."""
+        if isinstance(trouble, AuthenticationFailed):
+            raise AuthenticationFailed(f"what listens at {self.options.seed[0]} is no server of the older API, or has another authkey: give "
+                                       "both programs the same") from trouble
+        if isinstance(trouble, ProtocolError):
+            raise trouble
+        if self._on_try is not None:
+            self._on_try(trouble)
 
     def open(self, timeout_s: float) -> Cluster:
         """Connect this thread within the time, until the server has its queues; from then on a server that is away is waited for. Raises

@@ -145,7 +145,18 @@ def test_the_programs_of_the_readme_do_what_it_says(programs: Programs) -> None:
 
 def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_share_the_work(programs: Programs) -> None:
     """With a guard, the functions in a module beside the scripts, one client's functions given one by one."""
-    programs.write("functions.py", FUNCTIONS, count=3000)
+    gate = programs.site.folder / "gate"
+    programs.write("functions.py", FUNCTIONS, """
+        import time
+        from pathlib import Path
+
+        @i_wrap
+        def Generate():
+            for x in range(1, 2001):
+                while x == 1000 and not Path({gate}).exists():
+                    time.sleep(0.02)
+                yield x
+    """, gate=repr(str(gate)))
     first = "from functions import Generate, Square\nfrom p2pcluster.classic import BaseClient\n"
     second = "from functions import Subtract1, Print\nfrom p2pcluster.classic import BaseClient\n"
     guard = """
@@ -161,11 +172,11 @@ def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_s
     printing.wait_for_line("got ")
     server.kill()
     said(printing, "the server is away, and is waited for")
-    killed_at = len(got(printing))
+    assert len(got(printing)) < 2000, "it was killed in the middle"
     server = programs.server()
-    wait_for(lambda: len(set(got(printing))) >= 3000, "each number is printed")
-    assert killed_at < 3000, "the server was killed in the middle"
-    assert set(got(printing)) == {x * x - 1 for x in range(1, 3001)}
+    gate.touch()
+    wait_for(lambda: len(set(got(printing))) >= 2000, "each number is printed")
+    assert set(got(printing)) == {x * x - 1 for x in range(1, 2001)}
     interrupt(printing)
     interrupt(making)
     server.stop()
@@ -296,7 +307,7 @@ def test_clients_find_their_server_and_are_told_what_to_run_and_sent_the_files(p
 
         BaseClient(("127.0.0.1", {port}), authkey=b'another key, and long enough')
     """))
-    assert "holds another key" in stranger.finished().the_error()
+    assert "has another authkey: give both programs the same" in stranger.finished().the_error()
     assert server.stop() == 0
 
 
@@ -336,8 +347,9 @@ def test_an_item_is_not_lost_with_its_process_and_one_whose_function_raises_is_p
         def Print(x):
             if x == 3:
                 raise RuntimeError("not this one")
+            wait_s = 0 if (OUT / str(x)).exists() else 3600
             print("begins", x)
-            time.sleep(0 if (OUT / str(x)).exists() else 3600)
+            time.sleep(wait_s)
             print("got", x)
 
         from pathlib import Path
@@ -349,13 +361,16 @@ def test_an_item_is_not_lost_with_its_process_and_one_whose_function_raises_is_p
     (programs.site.folder / "2").touch()
     (pid,) = [pid for pid in children_of(client.pid) if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"Print\0")]
     os.kill(pid, signal.SIGKILL)
-    said(client, "a process of Print died of signal 9 (SIGKILL) and is replaced")
+    said(client, "a process of Print died of signal 9 (SIGKILL) and is replaced; the item of gen2sq_q that it had in hand is tried again")
     wait_for(lambda: got(client) == [1, 2], "the others are printed")
     said(client, "Print failed 2 times with an item of gen2sq_q, which is parked")
     (pid,) = children_of(client.pid)
-    before = [_wakes(one) for one in (pid, client.pid)]
+    before = [_spent(one) for one in (pid, client.pid)]
     time.sleep(1)  # the time in which nothing happens
-    assert [_wakes(one) - was for one, was in zip((pid, client.pid), before, strict=True)] == [0, 0]
+    for one, (wakes, ticks) in zip((pid, client.pid), before, strict=True):
+        now_wakes, now_ticks = _spent(one)
+        assert now_wakes - wakes < 10, "it looks now and then whether its server is there"
+        assert now_ticks - ticks <= 2, "of a hundred: the older one's took fifty"
     words = ["--cluster", f"classic-{programs.site.port}"]
     plain = {"P2PCLUSTER_HOME": "", "P2PCLUSTER_AUTHKEY_FILE": "", "P2PCLUSTER_PORT": ""}
     parked = programs.site.do("parked", "list", *words, **plain)
@@ -406,10 +421,12 @@ def test_an_item_that_kills_its_process_is_counted_in_the_journal_and_parked_and
     server.stop()
 
 
-def _wakes(pid: int) -> int:
-    """How often a process went to sleep of itself."""
+def _spent(pid: int) -> tuple[int, int]:
+    """How often a process went to sleep of itself, and the hundredths of a second for which it had a core."""
     text = "".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status"))
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("voluntary_ctxt_switches"))
+    wakes = sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("voluntary_ctxt_switches"))
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return wakes, int(fields[11]) + int(fields[12])
 
 
 class _Bomb:
