@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import p2pcluster
-from p2pcluster import Pipeline, cli, client, config, errors, source, stage, worker
+from p2pcluster import cli, client, config, errors
 from p2pcluster.core.options import checked_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,29 +313,11 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 # ---- the library
 
 
-def test_each_option_of_a_stage_is_told_and_those_that_are_refused_are_the_ones_that_are_said_to_be() -> None:
+def test_each_option_of_a_stage_is_told() -> None:
     table = {name for row in rows("What a pipeline is made of") for name in codes(row[0])}
-    (refused,) = [line for line in section("What is not there yet").splitlines() if "are refused" in line]
-    assert set(codes(refused)) == set(worker.NOT_YET)
     with pytest.raises(errors.GraphError) as caught:
         checked_options("x", "stage", {"no such option": 1})
-    known = set(str(caught.value).partition("the options are ")[2].split(", "))
-    assert table | set(worker.NOT_YET) | {"where", "batch_wait_s"} == known
-
-
-REFUSED = {"batch": 2, "rate": "1/s", "every_s": 1, "max_items": 3, "concurrency": 2}
-
-
-@pytest.mark.parametrize("option", worker.NOT_YET)
-def test_what_is_said_to_be_refused_is_refused_with_the_name_of_the_stage(option: str) -> None:
-    async def wait(value: object) -> object:
-        return value
-
-    given: dict[str, Any] = {option: REFUSED[option]}
-    numbers = source(lambda: 1, name="numbers", **(given if option == "every_s" else {}))
-    waiting = stage(wait, **(given if option != "every_s" else {}))
-    with pytest.raises(errors.ProjectError, match=rf"stage '(numbers|wait)' \(test_docs.py:\d+\) uses {option}="):
-        Pipeline("refused", numbers >> waiting).run_local()
+    assert table == set(str(caught.value).partition("the options are ")[2].split(", "))
 
 
 def test_the_defaults_of_a_stage_are_those_of_the_code() -> None:
