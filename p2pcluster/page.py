@@ -1,7 +1,8 @@
 """The page of a node: who may read it, how, and how often a cluster is asked for it.
 
 Threads of their own serve it. They never touch the node: like every client they ask the cluster over a connection, at most once a second
-for all who look together, and not at all while nobody looks. What they show is decided in `view`.
+for all who look together, and once in a few seconds while nobody does, so that who comes finds the last ten minutes. What they show is
+decided in `view`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from p2pcluster.client import Cluster, Link
 from p2pcluster.config import Address, Options
 from p2pcluster.core.codec import Message
 from p2pcluster.errors import ClusterError, WrongUsage
-from p2pcluster.view import History, Snapshot, metrics
+from p2pcluster.view import HISTORY_STEP_S, History, Snapshot, metrics
 
 SNAPSHOT_S = 1.0  # between two questions to the cluster, however many look
 ANSWER_S = 3.0  # an election fits in
@@ -60,7 +61,7 @@ HEADERS = {
 
 
 class Watch:
-    """The cluster as it was a second ago at most, for many threads."""
+    """The cluster as it was a second ago at most, for many threads, and its last ten minutes."""
 
     def __init__(self, connect: Callable[[], Link], now_s: Callable[[], float] = time.monotonic) -> None:
         self._connect = connect
@@ -71,21 +72,8 @@ class Watch:
         self._history = History()
         self._manifests: dict[str, tuple[str, dict[str, Any]]] = {}  # with the version that each is of
         self._parked: tuple[float, list[dict[str, Any]]] = (float("-inf"), [])
-        self._asked_s = float("-inf")
+        self._asked_s = self._sampled_s = float("-inf")
         self._snapshot = Snapshot()
-
-    @contextlib.contextmanager
-    def looking(self) -> Iterator[None]:
-        """While anybody looks there is a connection to the cluster."""
-        with self._lock:
-            self._lookers += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._lookers -= 1
-                if not self._lookers:
-                    self._hang_up()
 
     def look(self) -> Snapshot:
         """What is known; asked for when the last answer is a second old."""
@@ -95,26 +83,45 @@ class Watch:
                 self._snapshot = self._ask()
             return self._snapshot
 
+    def sample(self) -> None:
+        """One more point of the history, unless somebody who looks has made one."""
+        with self._lock:
+            if self._now_s() - self._sampled_s >= HISTORY_STEP_S:
+                with contextlib.suppress(ClusterError):  # a gap; who looks is told why
+                    self._status(Cluster(self._opened(), None))
+
+    def close(self) -> None:
+        """Nobody looks any more."""
+        with self._lock:
+            self._hang_up()
+
     def _ask(self) -> Snapshot:
         old = self._snapshot
         try:
-            self._link = self._link or self._connect()
-            cluster = Cluster(self._link, None)
-            status = cluster.status()
-            manifests = {one["name"]: self._manifest(one["name"], one["version"]) for one in status["pipelines"]}
-            parked = self._parked_items(self._link, status)
+            link = self._opened()
+            status = self._status(Cluster(link, None))
+            manifests = {one["name"]: self._manifest(link, one["name"], one["version"]) for one in status["pipelines"]}
+            parked = self._parked_items(link, status)
         except ClusterError as error:
             self._hang_up()
             return Snapshot(old.status, old.manifests, old.parked, old.lines, str(error))
-        self._history.add(self._now_s(), status)
         return Snapshot(status, manifests, parked, self._history.lines())
 
-    def _manifest(self, pipeline: str, version: str) -> dict[str, Any]:
+    def _opened(self) -> Link:
+        self._link = self._link or self._connect()
+        return self._link
+
+    def _status(self, cluster: Cluster) -> dict[str, Any]:
+        status = cluster.status()
+        self._sampled_s = self._now_s()
+        self._history.add(self._sampled_s, status)
+        return status
+
+    def _manifest(self, link: Link, pipeline: str, version: str) -> dict[str, Any]:
         """Asked for once for each version."""
         known = self._manifests.get(pipeline)
         if known is None or known[0] != version:
-            assert self._link is not None, "the status has just come over it"
-            known = self._manifests[pipeline] = (version, Cluster(self._link, pipeline).manifest)
+            known = self._manifests[pipeline] = (version, Cluster(link, pipeline).manifest)
         return known[1]
 
     def _parked_items(self, link: Link, status: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,19 +145,26 @@ class Watch:
 def serving(options: Options) -> Iterator[str]:
     """Serve the page of the node with these options; gives its address. Raises `WrongUsage` where one cannot listen."""
     assert options.page is not None, "a page was asked for"
+    watch = Watch(lambda: Link(options, ANSWER_S))
     try:
-        server = _Server(options.page, Watch(lambda: Link(options, ANSWER_S)))
+        server = _Server(options.page, watch)
     except OSError as error:
         raise WrongUsage(f"--page {options.page}: nobody can listen there ({error.strerror or error}): choose another port, "
                          "or 0 for any that is free") from error
-    thread = threading.Thread(target=server.serve_forever, name="page", daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
+    threading.Thread(target=_sample, args=(watch, server.closing), name="history", daemon=True).start()
     try:
         yield f"http://{Address(options.page.host, server.server_address[1])}/"
     finally:
         server.closing.set()
         server.shutdown()
         server.server_close()
+
+
+def _sample(watch: Watch, closing: threading.Event) -> None:
+    while not closing.wait(HISTORY_STEP_S):
+        watch.sample()
+    watch.close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -205,8 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif answer is None:
             self._refuse(404, "there are / and /events, /api/status and /metrics")
         else:
-            with self.server.watch.looking():
-                answer()
+            answer()
 
     do_HEAD = do_GET
 

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 HISTORY_S = 600
 HISTORY_STEPS = 120
 HISTORY_STEP_S = HISTORY_S // HISTORY_STEPS  # one point of a line; the rates of a status are of the last five seconds
+LINES_MAX = 1000  # stages and queues with a history: at most some 10 MB
 PARKED_SHOWN_MAX = 50
 SERIES_MAX = 2000  # of one metric; how many more there would be is a metric too
 ROLES = ("leader", "voter", "standby", "worker")
 ITEM_STATES = ("ready", "leased", "delayed", "parked")
 
 Record = Mapping[str, Any]  # what a status, a manifest or a parked item is made of
-Values = tuple[float | None, ...]  # None where nobody looked
+Values = tuple[float | None, ...]  # None where it is not known
 Lines = Mapping[tuple[str, str, str], Values]  # by "stage" or "queue", pipeline and name
 
 
@@ -43,7 +44,7 @@ class Snapshot:
 
 
 class History:
-    """The last ten minutes, one point for every few seconds in which somebody looked."""
+    """The last ten minutes, one point for every few seconds in which the cluster answered."""
 
     def __init__(self) -> None:
         self._points: dict[int, dict[tuple[str, str, str], float]] = {}  # by step, the oldest first
@@ -51,9 +52,11 @@ class History:
     def add(self, now_s: float, status: Record) -> None:
         """Remember this status; of several in one step the last one."""
         step = int(now_s // HISTORY_STEP_S)
-        point = {("stage", one["pipeline"], one["name"]): float(one["rate_per_s"]) for one in status["stages"]}
-        point |= {("queue", one["pipeline"], one["name"]): float(_depth(one)) for one in status["queues"]}
-        self._points[step] = point
+        point = [(("stage", one["pipeline"], one["name"]), float(one["rate_per_s"])) for one in status["stages"]]
+        point += [(("queue", one["pipeline"], one["name"]), float(_depth(one))) for one in status["queues"]]
+        # The same keys in all points: the names of a status are made anew with it.
+        same = {key: key for key in next(reversed(self._points.values()), ())}
+        self._points[step] = {same.get(key, key): value for key, value in point[:LINES_MAX]}
         while (oldest := next(iter(self._points))) <= step - HISTORY_STEPS:
             del self._points[oldest]
 
@@ -200,7 +203,8 @@ def _parked(status: Record, items: Sequence[Record]) -> Html:
 def _parked_item(item: Record) -> Html:
     error = item["error"]
     head = element("summary", {}, element("b", {}, item["id"]), " ", str(error.get("text", "")))
-    where = f"parked after {item['deliveries']} deliveries, in run {item['run']}, on node {error.get('node')}"
+    times = item["deliveries"]
+    where = f"parked after {times} {'delivery' if times == 1 else 'deliveries'}, in run {item['run']}, on node {error.get('node')}"
     stderr = "\n".join(map(str, error.get("stderr") or ()))
     blocks = [element("pre", {"tabindex": 0}, text) for text in (error.get("traceback"), stderr) if text]
     return element("details", {"id": f"parked-{item['id']}"}, head, element("p", {}, where), *blocks)
@@ -216,6 +220,7 @@ MARGIN = 14
 NAME_CHARS = 16  # that a box has room for
 LABEL_CHARS = 12
 LABEL_CHAR_WIDTH = 7
+FITTING_WIDTHS = (900, 1600)  # of a drawing that is made a little smaller where that shows all of it; a wider one is scrolled
 
 
 class _Box(NamedTuple):
@@ -240,7 +245,8 @@ def graph(manifest: Record, stages: Sequence[Record], queues: Sequence[Record], 
     for key, box in boxes.items():
         told = counts.get(key)
         drawn.append(_stage_box(box, kinds[box.name], told) if box.kind == "stage" else _queue_pill(box, records[key], told))
-    attributes = {"xmlns": "http://www.w3.org/2000/svg", "aria-label": "stages and queues; the tables below say the same"}
+    fits = "fits" if FITTING_WIDTHS[0] < width <= FITTING_WIDTHS[1] else None
+    attributes = {"xmlns": "http://www.w3.org/2000/svg", "class": fits, "aria-label": "stages and queues; the tables below say the same"}
     return _svg(width, height, attributes, *drawn)
 
 
@@ -388,7 +394,7 @@ SPARK_SIZE = (120, 22)
 
 @lru_cache(maxsize=1024)  # a line changes every few seconds, and is drawn every second
 def sparkline(values: Values) -> Html:
-    """Ten minutes as a small line, with gaps where nobody looked."""
+    """Ten minutes as a small line, with gaps where nothing is known."""
     width, height = SPARK_SIZE
     step = width / max(1, len(values) - 1)
     top = max((value for value in values if value is not None), default=0.0) or 1.0

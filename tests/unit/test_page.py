@@ -1,6 +1,6 @@
 """What the page and the metrics make of a status, whose text is never markup; and how often a cluster is asked for one.
 
-`python tests/unit/test_page.py` draws the README's picture anew.
+`PYTHONPATH=. python tests/unit/test_page.py` draws the README's picture anew.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def test_the_picture_of_the_readme_is_how_the_page_looks() -> None:
 # ---- history
 
 
-def test_history_has_a_point_for_every_few_seconds_and_gaps_where_nobody_looked() -> None:
+def test_history_has_a_point_for_every_few_seconds_and_gaps_where_nothing_is_known() -> None:
     history = History()
     assert history.lines() == {}
     for at_s, rate in ((0.0, 1.0), (1.0, 2.0), (5.0, 3.0), (25.0, 4.0)):
@@ -402,13 +402,44 @@ def test_a_cluster_is_asked_once_a_second_however_many_look() -> None:
     assert at.link.asked[-2:] == ["status", "project"]
 
 
-def test_the_connection_ends_when_nobody_looks() -> None:
+def test_ten_minutes_are_known_before_anybody_looks_and_cost_a_question_each_few_seconds() -> None:
     at = Looking()
-    with at.watch.looking():
-        with at.watch.looking():
-            at.watch.look()
-        assert at.link.is_open
+    for second in range(700):
+        at.now_s += 1
+        at.link.status = status_of(queues=[queue_of(ready=second, leased=0)])
+        at.watch.sample()
+    assert at.link.asked == ["status"] * (700 // view.HISTORY_STEP_S), "and nothing else, however often it is thought of"
+    at.link.status = status_of(queues=[queue_of(ready=700, leased=0)])
+    line = (at.watch.look().lines or {})["queue", "squares", "Square"]
+    assert len(line) == view.HISTORY_STEPS and None not in line and line[-1] == 700
+    assert line[0] is not None and 100 <= line[0] <= 110, "the oldest is of ten minutes ago"
+    at.link.asked.clear()
+    for _ in range(20):
+        at.after(0.5)
+        at.watch.sample()
+    assert at.link.asked == ["status"] * 10, "while somebody looks there are points enough"
+    at.watch.close()
     assert not at.link.is_open
+
+
+def test_a_cluster_that_is_away_is_a_gap() -> None:
+    at = Looking()
+    at.watch.sample()
+    at.link.trouble = NoLeader("no leader now")
+    for _ in range(4):
+        at.now_s += view.HISTORY_STEP_S
+        at.watch.sample()
+    at.link.trouble = None
+    line = (at.after(view.HISTORY_STEP_S).lines or {})["queue", "squares", "Square"]
+    assert line[-6:] == (7.0, None, None, None, None, 7.0)
+
+
+def test_the_memory_of_a_history_is_bounded() -> None:
+    history, status = History(), status_of(stages=[stage_of(f"s{at}") for at in range(view.LINES_MAX + 5)])
+    for step in range(300):
+        history.add(step * view.HISTORY_STEP_S, {**status, "stages": [{**one, "name": "".join(one["name"])} for one in status["stages"]]})
+    assert len(history.lines()) == view.LINES_MAX and len(history._points) == view.HISTORY_STEPS
+    assert len({id(key) for point in history._points.values() for key in point}) == view.LINES_MAX, "names are kept once"
 
 
 def test_parked_items_are_asked_for_seldom_and_only_where_there_are_some() -> None:
