@@ -187,6 +187,8 @@ class Link:
         """Send; returns the number that the reply will have. What raises was not heard: half a frame is none."""
         while True:
             connection = self._open(deadline_s)
+            if self._has_ended(connection):
+                continue
             try:
                 return self._send(connection, message)
             except ConnectionClosed:
@@ -194,6 +196,17 @@ class Link:
             except Unavailable:
                 self.close()
                 raise
+
+    def _has_ended(self, connection: BlockingConnection) -> bool:
+        """Whether the connection is known to be gone by now: what is not sent over it has certainly not happened."""
+        try:
+            while True:
+                self._take_in(decode(connection.receive(0.0)))
+        except ConnectionClosed:
+            self.close()
+            return True
+        except Unavailable:
+            return self._connection is None
 
     def _send(self, connection: BlockingConnection, message: Message) -> int:
         request = self._next_request
@@ -228,6 +241,9 @@ class Link:
                 raise
             self._ask(connection)
             return
+        self._take_in(message)
+
+    def _take_in(self, message: Message) -> None:
         self._heard_s = time.monotonic()
         if message.kind == "members":
             self._known = [*self._known[:1], *map(parse_address, message.fields["addresses"])]
