@@ -387,6 +387,7 @@ _STAGE: dict[str, Callable[[Any], bool]] = {
     "rate": lambda rate: rate is None or options.is_rate(rate),
     "every_s": lambda every_s: every_s is None or is_amount(every_s),
     "max_items": lambda count: count is None or (is_number(count) and count > 0),
+    "parked_share_max": lambda share: share is None or (is_amount(share) and share < 1),
     "missed": lambda missed: missed in ("skip", "all"),
 }
 _QUEUE: dict[str, Callable[[Any], bool]] = {

@@ -102,6 +102,8 @@ class Deployments(RowedState):
         self.pipelines[pipeline.name] = pipeline
         self._touch("projects", pipeline.name)
         self._wire(pipeline)
+        pipeline.shares = {}
+        self._begin_shares(pipeline)
         self._maybe_done(pipeline.name, context)
 
     def _rolling(self, message: Message) -> PipelineState | None:

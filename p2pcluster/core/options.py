@@ -77,6 +77,7 @@ class Options:
     every_s: float | None = None
     missed: Missed = "skip"
     max_items: int | None = None
+    parked_share_max: float | None = None
 
 
 class OptionWords(TypedDict, total=False):
@@ -95,6 +96,7 @@ class OptionWords(TypedDict, total=False):
     every_s: float | None
     missed: Missed
     max_items: int | None
+    parked_share_max: float | None
 
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)")
@@ -118,6 +120,10 @@ def _is_seconds(value: object, *, zero: bool = False) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value) and (value > 0 or (zero and value == 0))
+
+
+def _is_share(value: object) -> bool:
+    return _is_seconds(value, zero=True) and value < 1  # type: ignore[operator]
 
 
 def is_rate(value: object) -> bool:
@@ -150,6 +156,7 @@ _RULES: dict[str, _Rule] = {
     "rate": _Rule(_ALL, True, is_rate, 'a number and a unit, "100/s", "30/m" or "5/h"'),
     "every_s": _Rule(("source",), True, _is_seconds, "seconds, more than 0"),
     "missed": _Rule(("source",), False, lambda v: v in ("skip", "all"), '"skip" or "all"'),
+    "parked_share_max": _Rule(_TAKERS, True, _is_share, "a share of one, 0 or more and less than 1"),
     "max_items": _Rule(_ALL, True, lambda v: is_whole(v, 1), "a whole number from 1"),
 }
 

@@ -473,7 +473,21 @@ class State(Deployments):
         chunk = self._count_parked(queue, item_id, 1)
         queue.parked[item_id] = Parked(chunk.run, deliveries, context.at_ms, fields["error"])
         self._touch("parked", (queue.name, item_id))
+        self._count_share(queue)
         return True
+
+    def _count_share(self, queue: QueueState) -> None:
+        """A stage of whose last items more were parked than its version states stops, until somebody or a new version lets it go on."""
+        pipeline = self.pipelines.get(queue.pipeline)
+        share = pipeline.shares.get(queue.read_by or "") if pipeline else None
+        stage = pipeline.stage(queue.read_by or "") if pipeline and share else None
+        if pipeline is None or share is None or stage is None:
+            return
+        share = pipeline.shares[stage["name"]] = share.with_parked(queue.done)
+        why = share.why_stop(stage, queue.done)
+        if why is not None:
+            pipeline.paused.setdefault(stage["name"], why)
+        self._touch("projects", pipeline.name)
 
     def retries(self, queue: QueueState, without_stage: int = 0) -> int:
         """How many deliveries beyond the first an item of the queue gets: its stage says it, or where none reads it, who took it."""
@@ -583,6 +597,7 @@ class State(Deployments):
         pipeline.state = "running"
         pipeline.params = message.fields["params"]
         pipeline.ticks = {}
+        self._begin_shares(pipeline)
         pipeline.started_ms, pipeline.done_ms = context.at_ms, 0
         pipeline.totals = {record["name"]: self.queues[pipeline.full(record["name"])].done for record in pipeline.manifest["queues"]
                            if record["read_by"]}
@@ -664,6 +679,7 @@ class State(Deployments):
         if stage is not None and pipeline.stage(stage) is None:
             return _refused(message, "unknown_name")
         found = pipeline.paused.pop(stage or "", None)
+        self._begin_shares(pipeline, stage)
         self._touch("projects", pipeline.name)
         return Outcome("resume", "already" if found is None else "ok", {"left": sorted(pipeline.paused)})
 

@@ -12,6 +12,7 @@ from p2pcluster.config import BUNDLE_VERSIONS_KEPT
 from p2pcluster.core.chunks import ChunkIndex
 from p2pcluster.core.delays import Delayed
 from p2pcluster.core.ranges import LeaseMap, Range, RangeSet
+from p2pcluster.core.shares import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class PipelineState:
     scaled: dict[str, int | str] = field(default_factory=dict)  # by stage the processes that a person wants instead of the manifest's
     paced: dict[str, int] = field(default_factory=dict)  # by stage with a rate, when its bucket is full again; see `pacing`
     ticks: dict[str, int] = field(default_factory=dict)  # by producer of a source that ticks, the last tick of this run; see `ticks`
+    shares: dict[str, Share] = field(default_factory=dict)  # by stage with `parked_share_max`, how many of its last items were parked
 
     def is_paused(self, stage: str) -> bool:
         """Whether the stage gets no items, or, a source, is not called."""
@@ -208,7 +210,7 @@ class PipelineState:
     def detail(self) -> dict[str, Any]:
         return {"origin": self.origin, "manifest": self.manifest, "files": self.files, "zip_sha256": self.zip_sha256,
                 "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals,
-                "paused": self.paused, "scaled": self.scaled, "paced": self.paced, "ticks": self.ticks, "rolled": self.rolled, "first_id": self.first_id,
+                "paused": self.paused, "scaled": self.scaled, "paced": self.paced, "ticks": self.ticks, "shares": self.shares, "rolled": self.rolled, "first_id": self.first_id,
                 "rollout": self.rollout and {"number": self.rollout.number, "former": self.rollout.former.fields(),
                                              "nodes": self.rollout.nodes}}
 

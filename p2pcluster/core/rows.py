@@ -14,6 +14,7 @@ from p2pcluster.core.chunks import Chunk, joinable, joins
 from p2pcluster.core.pacing import interval_ns_of
 from p2pcluster.core.ranges import Fence, RangeSet
 from p2pcluster.core.records import BundlePart, Parked, Parts, PipelineState, Producer, QueueState, Release, Rollout, within
+from p2pcluster.core.shares import Share
 
 Row = tuple[Any, ...]
 Rows = dict[str, dict[Row, Row | None]]
@@ -105,6 +106,12 @@ class RowedState:
         self.ticking.pop(pipeline.name, None)
         for name in [name for name in self.source_intervals_ns if name.startswith(f"{pipeline.name}/")]:
             del self.source_intervals_ns[name]
+
+    def _begin_shares(self, pipeline: PipelineState, name: str | None = None) -> None:
+        """What was parked before says nothing about a stage from here on, or about all of them."""
+        for stage in pipeline.manifest["stages"]:
+            if stage.get("parked_share_max") is not None and stage["reads"] and name in (None, stage["name"]):
+                pipeline.shares[stage["name"]] = Share(1000 * self.queues[pipeline.full(stage["reads"])].done)
 
     def coalesce(self) -> None:
         """Lay small neighbouring chunks together that no row has yet: one object and one row for what came in one by one."""
@@ -351,7 +358,7 @@ class RowedState:
         self.pipelines[name] = PipelineState(
             name, version, d["origin"], d["manifest"], d["files"], d["zip_sha256"], d["project"], run, state, d["params"],
             on_done_run, started_ms, done_ms, d["previous"], d["totals"], d.get("paused", {}), d.get("scaled", {}),
-            d.get("paced", {}), d.get("ticks", {}),
+            d.get("paced", {}), d.get("ticks", {}), {stage: Share(*share) for stage, share in d.get("shares", {}).items()},
             rollout and Rollout(rollout["number"], Release(**rollout["former"]), rollout["nodes"]), d.get("rolled"), d.get("first_id", 1),
         )
 

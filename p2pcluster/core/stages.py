@@ -413,7 +413,8 @@ class Decorator:
     - `concurrency` (1): how many items an `async def` has in hand at once;
     - `rate` (None): "100/s" over the whole cluster;
     - `every_s` (None): a source is called so often; `missed` ("skip"): of the ticks that were missed "all", or the last one;
-    - `max_items` (None): a process makes way for a fresh one after so many items.
+    - `max_items` (None): a process makes way for a fresh one after so many items;
+    - `parked_share_max` (None): the stage stops by itself when a larger share of its last items was parked.
     """
 
     def __init__(self, kind: Kind) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcluster.core import chunks, commands, queues
+from p2pcluster.core import chunks, commands, queues, shares
 from p2pcluster.core.chunks import Chunk, ChunkIndex
 from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.queues import State
@@ -171,7 +171,11 @@ ALL_CHECKS = frozenset({"model", "books", "hash", "tables", "memory"})
 
 def run(random: Random, entries: int = ENTRIES, checks: frozenset[str] = ALL_CHECKS) -> None:
     """Commands by chance, on all replicas."""
-    with mock.patch.object(chunks, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])):
+    with (
+        mock.patch.object(chunks, "CHUNK_ITEMS_TARGET", random.choice([4096, 24])),
+        mock.patch.object(shares, "ITEMS_MIN", 3),
+        mock.patch.object(shares, "ITEMS_MAX", 6),
+    ):
         cluster = Cluster(random, checks)
         chooser = Chooser(random, cluster.model)
         if random.random() < 0.9:
@@ -495,6 +499,14 @@ def a_run_goes_on_with_the_ticks_of_the_one_before(m: Patch) -> None:
     handle(m, "start_run", start)
 
 
+def a_look_back_begins_at_the_beginning(m: Patch) -> None:
+    m.setattr(State, "_begin_shares", lambda *_: None)
+
+
+def what_is_parked_is_never_too_much(m: Patch) -> None:
+    m.setattr(State, "_count_share", lambda *_: None)
+
+
 def what_a_rate_let_through_is_not_in_the_log(m: Patch) -> None:
     m.setattr(State, "_pace", lambda *_: None)
 
@@ -652,6 +664,8 @@ def runs_begin_at_one_again(m: Patch) -> None:
         a_put_does_not_wait,
         a_time_of_day_is_taken_for_a_delay,
         a_run_goes_on_with_the_ticks_of_the_one_before,
+        a_look_back_begins_at_the_beginning,
+        what_is_parked_is_never_too_much,
         what_a_rate_let_through_is_not_in_the_log,
         delayed_items_are_forgotten_at_the_end,
         keys_outlive_a_run,

@@ -35,7 +35,7 @@ def _stage(name: str, kind: str, reads: str | None, ports: list[list[str]], proc
         "name": name, "kind": kind, "reads": reads, "processes": processes, "shape": "function", "per_node": None, "where": None,
         "ports": [{"label": None if at == 0 else f"port{at}", "queues": queues} for at, queues in enumerate(ports)],
         "retries": RETRIES, "backoff_s": 0.05, "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05,
-        "concurrency": 1, "resumable": False, "sharded": False, "rate": None, "every_s": None, "missed": "skip", "max_items": None,
+        "concurrency": 1, "resumable": False, "sharded": False, "rate": None, "every_s": None, "missed": "skip", "max_items": None, "parked_share_max": None,
         "defined_at": "pipeline.py:1", **more,
     }
 
@@ -63,15 +63,44 @@ MANIFEST: dict[str, Any] = {
 STAGE_OF = {f"{NAME}/{stage['reads']}": stage["name"] for stage in MANIFEST["stages"] if stage["reads"]}
 
 
+SECOND_NAME = "u"  # a pipeline that comes and goes
+SECOND: dict[str, Any] = {
+    "format": 1, "pipeline": SECOND_NAME, "back_edges": [], "on_done": False, "params": None, "placement": False, "order": ["gulp"],
+    "stages": [_stage("gulp", "sink", "x", [], 1)], "queues": [_queue("x", "gulp", 30, outside=True)],
+}
+SECOND_QUEUE = f"{SECOND_NAME}/x"
+READS = {(manifest["pipeline"], stage["name"]): f"{manifest['pipeline']}/{stage['reads']}" for manifest in (MANIFEST, SECOND)
+         for stage in manifest["stages"]}
+CAN_BE_BROKEN = ("gen", "left", "out")  # stages that may not start in a version
+
+
+def bundle_of(version: str) -> tuple[bytes, ...]:
+    """The parts of a version's files."""
+    return PARTS if version == VERSION else (b"PK one of " + version.encode(), PARTS[1])
+
+
+def is_broken(version: str, stage: str) -> bool:
+    """Whether the stage does not start in the version."""
+    return version.startswith("x") and version.endswith(f"-{stage}")
+
+
+def shipment(version: str, manifest: dict[str, Any] = MANIFEST) -> list[Message]:
+    """What brings a version into a cluster."""
+    parts = bundle_of(version)
+    deploy = Message("deploy", {
+        "pipeline": manifest["pipeline"], "version": version, "origin": {"name": "origin", "folder": "/f"}, "manifest": manifest,
+        "files": {"pipeline.py": version}, "zip_sha256": "0" * 64, "project": {"module": "pipeline"},
+    })
+    return [*(Message("bundle_part", {"version": version, "part": part, "parts": len(parts)}, (body,)) for part, body in enumerate(parts)), deploy]
+
+
+def second_shipment() -> list[Message]:
+    return shipment("u1", SECOND)
+
+
 def deployment() -> list[Message]:
     """What brings the pipeline into a cluster."""
-    parts = [Message("bundle_part", {"version": VERSION, "part": part, "parts": len(PARTS)}, (body,))
-             for part, body in enumerate(PARTS)]
-    deploy = Message("deploy", {
-        "pipeline": NAME, "version": VERSION, "origin": {"name": "origin", "folder": "/f"}, "manifest": MANIFEST,
-        "files": {"pipeline.py": VERSION}, "zip_sha256": "0" * 64, "project": {"module": "pipeline"},
-    })
-    return [*parts, deploy, Message("start_run", {"pipeline": NAME, "params": None})]
+    return [*shipment(VERSION), Message("start_run", {"pipeline": NAME, "params": None})]
 
 
 # ---- what stages make of values

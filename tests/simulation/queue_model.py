@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pcluster.core import shares
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.codec import Buffer, Message, encode_bytes
 from p2pcluster.core.queues import State
@@ -56,6 +57,7 @@ def _stage(
         "every_s": None,
         "missed": "skip",
         "max_items": None,
+        "parked_share_max": None,
         "defined_at": "pipeline.py:1",
         **more,
     }
@@ -96,9 +98,9 @@ MANIFESTS = {
         [
             _stage("gen", "source", None, [["a", "b"]], processes=2, rate="100/s"),
             _stage("left", "stage", "a", [["c"], ["d"]], retries=1, rate="7/m"),
-            _stage("right", "stage", "b", [["c"]]),
+            _stage("right", "stage", "b", [["c"]], parked_share_max=0.2),
             _stage("out", "sink", "c", [], retries=2),
-            _stage("last", "stage", "in", [["last.results"]]),
+            _stage("last", "stage", "in", [["last.results"]], parked_share_max=0.2),
         ],
         [
             _queue("a", "left"),
@@ -116,8 +118,8 @@ MANIFESTS = {
             _stage("gen", "source", None, [["a", "b"]]),
             _stage("left", "stage", "a", [["c"]], retries=2, rate="50/s"),
             _stage("right", "stage", "b", [["c"]], retries=1),
-            _stage("out", "sink", "c", []),
-            _stage("last", "stage", "in", [["kept.results"]]),
+            _stage("out", "sink", "c", [], parked_share_max=0.5),
+            _stage("last", "stage", "in", [["kept.results"]], parked_share_max=0.1),
         ],
         [
             _queue("a", "left"),
@@ -139,7 +141,7 @@ MANIFESTS = {
         [_queue("a", "right"), _queue("b"), _queue("c", "out"), _queue("d", "watch"), _queue("in", outside=True)],
     ),
     # Nothing but a queue that is fed from outside.
-    "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1)], [_queue("x", "eat", outside=True)]),
+    "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1, parked_share_max=0.4)], [_queue("x", "eat", outside=True)]),
 }
 INTERVALS_NS = {None: 0, "100/s": 10_000_000, "7/m": 8_571_428_571, "50/s": 20_000_000}  # from one item of a rate to the next
 BUNDLE = b"PK\x05\x06"
@@ -253,6 +255,7 @@ class ModelPipeline:
     scaled: dict[str, int | str] = field(default_factory=dict)
     paced: dict[str, int] = field(default_factory=dict)
     ticks: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, tuple[int, int]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
 
     rolling: dict[str, Any] | None = None  # `number`, the `former` release, and the `nodes` that run the new one
@@ -558,7 +561,33 @@ class Model:
             return False
         item.state, item.parked = "parked", (item.run, item.deliveries, self.at_ms, fields["error"])
         item.deliveries = 0
+        self._count_share(queue)
         return True
+
+    def _count_share(self, queue: ModelQueue) -> None:
+        """`shares`: of a stage that may stop by itself, how many items it had done when the look back began, and parked ones since, both in
+        thousandths. No more than some are looked back at: of the older ones both kinds go, in proportion."""
+        name = queue.record["read_by"] if queue.record else None
+        if name not in self.pipelines[queue.pipeline].shares:
+            return
+        pipeline = self.pipelines[queue.pipeline]
+        stage, (done_at, parked) = pipeline.stage(name), pipeline.shares[name]
+        assert stage is not None
+        done, parked, most = max(0, 1000 * queue.done - done_at), parked + 1000, 1000 * shares.ITEMS_MAX
+        if done + parked > most:
+            parked -= (done + parked - most) * parked // (done + parked)
+            done = most - parked
+        pipeline.shares = {**pipeline.shares, name: (1000 * queue.done - done, parked)}
+        is_enough = done + parked >= 1000 * shares.ITEMS_MIN
+        if is_enough and parked > stage["parked_share_max"] * (done + parked) and name not in pipeline.paused:
+            pipeline.paused = {**pipeline.paused, name: (
+                f"{round(parked / 1000)} of its last {(done + parked) // 1000} items were parked, more than its "
+                f"parked_share_max={stage['parked_share_max']:g}: look why with parked list, then deploy a corrected version or resume {name}")}
+
+    def _look_from_here(self, pipeline: ModelPipeline, of: str, name: str | None = None) -> None:
+        for stage in pipeline.manifest["stages"]:
+            if stage["parked_share_max"] is not None and name in (None, stage["name"]):
+                pipeline.shares = {**pipeline.shares, stage["name"]: (1000 * self.queues[f"{of}/{stage['reads']}"].done, 0)}
 
     def retries(self, queue: ModelQueue, without_stage: int = 0) -> int:
         stage = self.pipelines[queue.pipeline].stage(queue.record["read_by"]) if queue.record else None
@@ -687,6 +716,8 @@ class Model:
             queue = self.queues.setdefault(full, ModelQueue(full, first_id=pipeline.first_id))
             former = queue.record["read_by"] if queue.record else None  # who may read it still, on nodes that run the former version
             queue.record = {**record, "read_by": record["read_by"] or former}
+        pipeline.shares = {}
+        self._look_from_here(pipeline, name)
         self._maybe_done(name)
 
     def _drop_bundles(self, versions: set[str]) -> int:
@@ -769,6 +800,7 @@ class Model:
                     self._drop(queue, None)
         pipeline.run += 1
         pipeline.state, pipeline.params, pipeline.ticks = "running", fields["params"], {}
+        self._look_from_here(pipeline, name)
         pipeline.started_ms, pipeline.done_ms = self.at_ms, 0
         pipeline.totals = {
             record["name"]: self.queues[f"{name}/{record['name']}"].done
@@ -845,6 +877,7 @@ class Model:
         paused, name = self.pipelines[fields["pipeline"]].paused, fields["stage"] or ""
         was_paused = name in paused
         paused.pop(name, None)
+        self._look_from_here(self.pipelines[fields["pipeline"]], fields["pipeline"], fields["stage"])
         return "ok" if was_paused else "already", {"left": sorted(paused)}
 
     def _scale(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:

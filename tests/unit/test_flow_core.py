@@ -11,6 +11,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.pacing import burst_of, interval_ns_of
 from p2pcluster.core.stages import Queue, sink, source, stage
+from tests import hostile
 from tests.flow import WALL_MS, Flow
 
 
@@ -273,3 +274,52 @@ def test_a_process_that_has_had_its_items_makes_way_for_a_fresh_one_which_is_no_
     assert 10 <= len(machine.started) <= 12
     assert machine.executor.stages["f/S"].crashes == 0
     assert not flow.queue("in").deliveries
+
+
+# ---- a stage that stops by itself
+
+
+def failing(**options: Any) -> Flow:
+    flow = Flow(of(Queue("in", maxsize=None) >> sink(nothing, name="S", processes=1, retries=0, **options)), Random(0))
+    flow.fails = lambda stage, value: value == b"bad"
+    return flow
+
+
+def test_a_stage_of_whose_items_too_many_are_parked_stops_until_somebody_lets_it_go_on() -> None:
+    flow = failing(parked_share_max=0.5)
+    flow.put("in", [b"good"] * 50 + [b"bad"] * 500)
+    flow.pass_time(2_000)
+    parked = len(flow.queue("in").parked)
+    assert 50 <= parked <= 150, "what was in its hands when it stopped is finished"
+    (reason,) = flow.pipeline.paused.values()
+    assert "items were parked" in reason and reason.isprintable()
+    assert any("items were parked" in alarm for alarm in flow.node.status()["alarms"])
+    flow.pass_time(2_000)
+    flow.lead()
+    flow.pass_time(2_000)
+    assert len(flow.queue("in").parked) == parked
+    flow.fails = lambda stage, value: False
+    flow.ask(Message("resume", {"pipeline": "f", "stage": "S"}))
+    flow.pass_time(2_000)
+    assert (len(flow.queue("in").parked), flow.queue("in").open_count) == (parked, 0)
+
+
+def test_a_new_version_lets_it_go_on_and_a_person_s_pause_outlasts_one() -> None:
+    flow = failing(parked_share_max=0.1)
+    flow.put("in", [b"bad"] * 100)
+    flow.pass_time(2_000)
+    assert flow.pipeline.paused["S"]
+    flow.ask(Message("pause", {"pipeline": "f", "stage": None, "reason": ""}))
+    bundle, deploy = hostile.deploying("f", "2" * 64)[:2]
+    flow.ask(bundle)
+    flow.ask(deploy._replace(fields={**deploy.fields, "manifest": flow.manifest, "origin": {"node": "m0"}}))
+    flow.pass_time(5_000)
+    assert flow.pipeline.version == "2" * 64 and flow.pipeline.paused == {"": ""}
+
+
+def test_without_a_stated_limit_all_are_tried_and_parked() -> None:
+    flow = failing()
+    flow.put("in", [b"bad"] * 300)
+    flow.pass_time(2_000)
+    assert len(flow.queue("in").parked) == 300
+    assert not flow.pipeline.shares
