@@ -5,12 +5,15 @@ This file alone decides which names are public. It holds no code of its own, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from p2pcluster.shadows import PythonsFirst
 
-from p2pcluster.core.context import Context, current
-from p2pcluster.core.graph import Pipeline
-from p2pcluster.core.stages import DROP, At, Drop, Flow, Queue, Stage, To, i_wrap, io_wrap, o_wrap, sink, source, stage
-from p2pcluster.errors import ClusterError, GraphError, ItemsParked
+with PythonsFirst():
+    from typing import TYPE_CHECKING, Any
+
+    from p2pcluster.core.context import Context, current
+    from p2pcluster.core.graph import Pipeline
+    from p2pcluster.core.stages import DROP, At, Drop, Flow, Queue, Stage, To, i_wrap, io_wrap, o_wrap, sink, source, stage
+    from p2pcluster.errors import ClusterError, GraphError, ItemsParked
 
 if TYPE_CHECKING:
     from p2pcluster.client import connect
@@ -44,7 +47,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # A stage process imports this package and never connects: sockets and what they pull in wait until somebody asks.
     if name == "connect":
-        from p2pcluster.client import connect
+        with PythonsFirst():
+            from p2pcluster.client import connect
 
         return connect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

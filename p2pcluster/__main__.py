@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from p2pcluster.cli import console
+from p2pcluster.shadows import put_pythons_first
 
 if __name__ == "__main__":
+    put_pythons_first()
+    from p2pcluster.cli import console
+
     sys.exit(console())

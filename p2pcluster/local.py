@@ -28,7 +28,9 @@ from p2pcluster.core.commands import lengths_of
 from p2pcluster.core.executor import Executor, Send, Spec, Start, ToLeader
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, Session, grant_message, is_over
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node, is_over
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
@@ -128,7 +130,8 @@ class _Stage:
         class Batches(_Remembering, BatchRunner):
             """Both."""
 
-        return lambda *arguments: Batches(*arguments, _room(record["batch"]))
+        made: Any = Batches
+        return lambda *arguments: made(*arguments, _room(record["batch"]))
 
     def on_message(self, message: Message) -> None:
         if message.kind == "work":

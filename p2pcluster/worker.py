@@ -34,7 +34,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pcluster import config, output
+from p2pcluster import config, output, shadows
 from p2pcluster.core import context as contexts
 from p2pcluster.core.codec import Buffer, FrameReader, Message, decode, encode, frame
 from p2pcluster.core.commands import lengths_blob, lengths_of
@@ -1064,9 +1064,14 @@ def load_pipeline(folder: str, project: dict[str, Any]) -> Pipeline:
 
     Raises `WrongUsage` when the file that was named holds no such pipeline, `ProjectError`, or what the module raises.
     """
-    for path in reversed(project["import_paths"]):
-        sys.path.insert(0, os.path.normpath(os.path.join(folder, path)))
-    module = importlib.import_module(project["module"])
+    paths = [os.path.normpath(os.path.join(folder, path)) for path in project["import_paths"]]
+    hidden = shadows.hidden_names(paths)
+    sys.path[:0] = paths
+    try:
+        module = importlib.import_module(project["module"])
+    finally:
+        if hidden and (text := shadows.wrong_import(hidden, paths, project["module"])) is not None:
+            raise ProjectError(text)
     if project["variable"] is not None:
         found = getattr(module, project["variable"], None)
         if not isinstance(found, Pipeline):

@@ -25,6 +25,7 @@ from p2pcluster import config
 from p2pcluster.core.options import Options, call_site, check_name
 from p2pcluster.core.stages import Edge, Flow, Joinable, Node, Queue, Stage, as_flow, distinct, who
 from p2pcluster.errors import GraphError, WrongUsage
+from p2pcluster.shadows import PythonsFirst, put_pythons_first
 
 MANIFEST_FORMAT = 1
 RESULTS_SUFFIX = ".results"
@@ -316,6 +317,8 @@ class Pipeline:
     def main(self) -> None:
         """Run this file as `python -m p2pcluster run FILE --until-done` would, with this program's arguments; exits."""
         import __main__
+
+        put_pythons_first()
         from p2pcluster.cli import main
 
         file = getattr(__main__, "__file__", None)
@@ -331,7 +334,8 @@ class Pipeline:
         out_dir: Any = None,
     ) -> Any:
         """Run to the end in this process, without a cluster; see `p2pcluster.local.run_local`."""
-        from p2pcluster.local import run_local
+        with PythonsFirst():
+            from p2pcluster.local import run_local
 
         return run_local(self, inputs=inputs, params=params, limit=limit, out_dir=out_dir)
 

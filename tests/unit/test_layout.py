@@ -29,7 +29,7 @@ MADE_BY_TOOLS = ("build", "dist", "*.egg-info", "__pycache__")
 # Floor by floor; a package stands for all that is in it. A module may import those of lower floors, and in a package others of its own.
 PACKAGES = ("core", "classic")
 FLOORS = (
-    {"errors", "config"},
+    {"errors", "config", "shadows"},
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values", "logbook", "output"},
     {"beacons", "clients", "committer", "finding", "gathering", "neighbours", "offering", "peers", "placements", "projects", "rivals"},  # the rooms of the daemon

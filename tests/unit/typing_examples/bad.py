@@ -42,6 +42,23 @@ async def pages(x: int) -> AsyncIterator[str]:
     yield str(x)
 
 
+@stage
+class Spell:
+    def __call__(self, x: int) -> str:
+        return str(x)
+
+
+@stage(concurrency=4)
+class Ask:
+    async def __call__(self, x: int) -> str:
+        return str(x)
+
+
+@stage(concurrency=2)
+async def routed(x: int) -> AsyncIterator[To[int]]:
+    yield To("number", x)
+
+
 @sink
 def show(text: str) -> None:
     print(text)
@@ -54,6 +71,10 @@ maybe >> show  # rejected
 route >> show  # rejected
 fetch >> double  # rejected
 pages >> double  # rejected
+routed >> show  # rejected
+double >> Spell >> double  # rejected
+show >> Ask  # rejected
+double >> Ask >> double  # rejected
 numbers >> double >> show  # rejected
 numbers >> (show >> show)  # rejected
 numbers >> Queue("between") >> show  # rejected
@@ -62,4 +83,6 @@ numbers >> {1: double}  # rejected
 double("3")  # rejected
 stage(double.function, retry=3)  # rejected
 stage(double.function, timeout_s="soon")  # rejected
+stage(double.function, batch="many")  # rejected
+stage(fetch.function, concurrency="8")  # rejected
 Queue("numbers", codec="xml")  # rejected

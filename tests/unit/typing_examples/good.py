@@ -53,6 +53,29 @@ class Spell:
         return str(x)
 
 
+@stage(concurrency=4, timeout_s=2)
+class Ask:
+    async def __aenter__(self) -> Ask:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def __call__(self, x: int) -> str:
+        return str(x)
+
+
+@stage(concurrency=2)
+async def follow(text: str) -> AsyncIterator[To[int] | To[str]]:
+    yield To("number", 1)
+    yield To("text", text)
+
+
+@sink(batch=10)
+async def store(texts: list[str]) -> None:
+    print(texts)
+
+
 @stage(batch=100, batch_wait_s=0.1)
 def total(xs: list[int]) -> list[str]:
     return [str(x) for x in xs]
@@ -81,6 +104,7 @@ Pipeline(
     numbers >> Spell >> show,
     numbers >> total >> show,
     numbers >> pages >> show,
+    numbers >> Ask >> follow >> {"number": keep, "text": store},
     [numbers, tick] >> (double >> fetch) >> show,
     Queue("outside") >> keep,
     [Queue("outside"), tick] >> keep,
