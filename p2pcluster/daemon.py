@@ -38,7 +38,9 @@ from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.core.log import CONFIG, Log
 from p2pcluster.core.membership import AskForKey, Blocked, Decision, Found, MakeKey, Serve, role_of
 from p2pcluster.core.messages import decode_configuration
-from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node, NodeReady
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.records import BundlePart
 from p2pcluster.core.queues import State as QueuesState
 from p2pcluster.core.quorum import Configuration

@@ -14,7 +14,9 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob, lengths_of, put
 from p2pcluster.core.executor import Executor, Kill, Send, Spec, Start, ToLeader
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import Grant, Node, Session, grant_message
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node
+from p2pcluster.core.sessions import Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState

@@ -8,7 +8,8 @@ from typing import Any
 from p2pcluster.core.codec import Message
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import Node, Session
+from p2pcluster.core.node import Node
+from p2pcluster.core.sessions import Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState

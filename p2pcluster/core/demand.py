@@ -15,7 +15,7 @@ from p2pcluster.core.placement import Load, allowed_nodes
 from p2pcluster.core.rollouts import versions_of
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.planner import Planner
     from p2pcluster.core.queues import State
     from p2pcluster.core.records import PipelineState, QueueState

@@ -14,7 +14,7 @@ from p2pcluster.core import pacing, ticks
 from p2pcluster.core.placement import allowed_nodes
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.queues import State
     from p2pcluster.core.records import PipelineState, QueueState
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from p2pcluster import config
@@ -18,18 +18,19 @@ from p2pcluster.core import commands, rollouts, status
 from p2pcluster.core.alarms import Alarms
 from p2pcluster.core.codec import Buffer, Message, encode
 from p2pcluster.core.demand import home_of, loads_of, origin_of
+from p2pcluster.core.grants import Grant, deliveries_of, fitting, pieces_of
 from p2pcluster.core.log import COMMANDS, CONFIG, Entry, Log
 from p2pcluster.core.membership import Watch, next_configuration
 from p2pcluster.core.messages import RaftMessage, decode_configuration
 from p2pcluster.core.placement import admitted_nodes, allowed_nodes, plan_processes
 from p2pcluster.core.pacing import Pacers
 from p2pcluster.core.planner import Planner, Question
-from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, PipelineState, QueueState, shards_of, source_of
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState, Note, Raft, RaftSettings, Ready, Role
 from p2pcluster.core.ranges import Fence, Range, RangeSet
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.ticks import Ticker
 from p2pcluster.errors import RemoteProtocolError
 
@@ -50,38 +51,6 @@ _CLIENT_COMMANDS = frozenset({"put", "done", "fail", "release", "retry", "discar
                               "pause", "resume", "scale"})
 
 
-LOCAL_SESSION = "local"  # of the machine's own executor, whose messages are not looked at twice
-
-
-@dataclass(slots=True)
-class Session:
-    """Somebody who talks to the leader. `windows`: for a node how many items of a queue it wants to hold, for a client how many more.
-    `is_watched`: of a client that somebody else watches, who can say what ran when it has died."""
-
-    id: str
-    kind: str
-    node: str
-    boot: str
-    name: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    has_reported: bool = False
-    is_watched: bool = False
-    is_leaving: bool = False
-    is_draining: bool = False
-    windows: dict[str, int] = field(default_factory=dict)
-    take_requests: dict[str, int] = field(default_factory=dict)
-    service_us: dict[str, float] = field(default_factory=dict)
-    running: dict[str, int] = field(default_factory=dict)
-    troubles: dict[str, str] = field(default_factory=dict)
-    trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # by pipeline what became of a version that is rolled out
-    versions: dict[str, str] = field(default_factory=dict)  # by pipeline the one that it was told last to run
-    planned: dict[str, Any] | None = None
-    told_alarms: frozenset[str] = frozenset()  # the kinds of those that its terminal knows of
-    seen: dict[str, int] = field(default_factory=dict)
-    held_puts: int = 0
-    held_bytes: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _HeldPut:
     """A put that waits for room, and how many bytes it is as a message."""
@@ -89,20 +58,6 @@ class _HeldPut:
     session: Session
     message: Message
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Items for a session: the ids `[lo, hi)` of each piece, whose bytes the shell fetches when it sends them."""
-
-    session: str
-    kind: str
-    queue: str
-    fence: Fence
-    pieces: tuple[tuple[Chunk, int, int], ...]
-    deliveries: dict[int, int]
-    request: int | None
-    version: str | None = None  # that the items are for, where a node runs them
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,7 +602,7 @@ class Node:
     def _grant(self, session: Session, queue: QueueState, ranges: list[Range]) -> None:
         self._take_count += 1
         fence = Fence(session.node, session.boot, (self.raft.term << 32) + self._take_count)
-        pieces, ranges = _fitting(_pieces(queue, ranges), ranges)
+        pieces, ranges = fitting(pieces_of(queue, ranges), ranges)
         promised = self._promised.setdefault(queue.name, RangeSet())
         for lo, hi in ranges:
             promised.add(lo, hi)
@@ -656,7 +611,7 @@ class Node:
             session.windows[queue.name] = 0
             request = session.take_requests.pop(queue.name, None)
         version = session.versions.get(queue.pipeline) if session.kind == "node" else None
-        grant = Grant(session.id, "grant", queue.name, fence, pieces, _deliveries(queue, ranges), request, version)
+        grant = Grant(session.id, "grant", queue.name, fence, pieces, deliveries_of(queue, ranges), request, version)
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
         if queue.interval_ns and session.kind == "node":
             waits = True  # then no leader has given away anything of a rate that the next one does not know of
@@ -675,8 +630,10 @@ class Node:
         if state is None:
             return  # its pipeline was undeployed meanwhile
         held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
-        if held:  # the rest was finished in the same entry, by somebody who had it from a former leader
-            self._outbox.append((grant.session, replace(grant, pieces=_pieces(state, held))))
+        if held and grant.version is not None and grant.version != self.state.pipelines[state.pipeline].version_on(session.node):
+            self._propose(commands.release(queue, held, grant.fence))  # another version has come in force there meanwhile
+        elif held:  # the rest was finished in the same entry, by somebody who had it from a former leader
+            self._outbox.append((grant.session, replace(grant, pieces=pieces_of(state, held))))
         elif grant.request is not None:
             session.windows[queue], session.take_requests[queue] = sum(hi - lo for lo, hi in ranges), grant.request
 
@@ -963,7 +920,7 @@ class Node:
         if not ranges:
             self._reply(session.id, message, "ok", count=0)
             return
-        pieces, _ = _fitting(_pieces(queue, ranges), ranges)
+        pieces, _ = fitting(pieces_of(queue, ranges), ranges)
         grant = Grant(session.id, "values", queue.name, Fence("", "", 0), pieces, {}, message.fields["req"])
         self._outbox.append((session.id, grant))
 
@@ -975,7 +932,7 @@ class Node:
             self._reply(session.id, message, "refused", code="unknown_item")
             return
         ranges = [(item_id, item_id + 1)]
-        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), _pieces(queue, ranges), {}, message.fields["req"])
+        grant = Grant(session.id, "values", queue.name, Fence("", "", 0), pieces_of(queue, ranges), {}, message.fields["req"])
         self._outbox.append((session.id, grant))
 
     def _on_client_status(self, session: Session, message: Message) -> None:
@@ -1071,49 +1028,3 @@ def _bare(message: Message) -> Message:
 def _port_blobs(message: Message) -> list[tuple[dict[str, Any], int]]:
     return [(record, first) for record, (_, first) in zip(message.fields["ports"],
                                                           commands.read_ports(message.fields["ports"], message.blobs), strict=True)]
-
-
-def _pieces(queue: QueueState, ranges: list[Range]) -> tuple[tuple[Chunk, int, int], ...]:
-    return tuple(
-        (chunk, max(lo, chunk.first), min(hi, chunk.end)) for lo, hi in ranges for chunk in queue.chunks.overlap(lo, hi)
-    )
-
-
-def _fitting(pieces: tuple[tuple[Chunk, int, int], ...], ranges: list[Range]) -> tuple[tuple[tuple[Chunk, int, int], ...], list[Range]]:
-    """As many of these from the front as fit in a message, at least one item; a part of a chunk counts as all of it, since the sizes
-    of its items may not be at hand."""
-    left = config.GRANT_BYTES_MAX
-    for at, (chunk, lo, hi) in enumerate(pieces):
-        left -= chunk.body_bytes
-        if left >= 0:
-            continue
-        fitting = pieces[:at] or ((chunk, lo, lo + max(1, min(hi - lo, config.GRANT_BYTES_MAX * chunk.count // chunk.body_bytes))),)
-        return fitting, [(first, end) for _, first, end in fitting]
-    return pieces, ranges
-
-
-def _deliveries(queue: QueueState, ranges: list[Range]) -> dict[int, int]:
-    if not queue.deliveries:
-        return {}
-    inside = RangeSet(ranges)
-    return {item_id: count for item_id, count in queue.deliveries.items() if item_id in inside}
-
-
-def grant_message(grant: Grant, bodies: list[tuple[Buffer, Buffer]]) -> Message:
-    """The message for a grant whose pieces have these `lengths` and `body` blobs."""
-    fields: dict[str, Any] = {
-        "queue": grant.queue, "fence": list(grant.fence), "deliveries": grant.deliveries,
-        "pieces": [[lo, hi, chunk.run, _keys(chunk, lo, hi)] for chunk, lo, hi in grant.pieces],
-    }
-    if grant.request is not None:
-        fields["req"] = grant.request
-    if grant.version is not None:
-        fields["version"] = grant.version
-    return Message(grant.kind, fields, tuple(blob for pair in bodies for blob in pair))
-
-
-def _keys(chunk: Chunk, lo: int, hi: int) -> list[str | None] | None:
-    if chunk.keys is None:
-        return None
-    keys = commands.keys_of(chunk.keys)
-    return keys[lo - chunk.first : hi - chunk.first]

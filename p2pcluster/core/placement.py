@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from p2pcluster.core import pythons, rules
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.records import PipelineState
 
 HYSTERESIS = 1.25  # a process moves for a wait this many times as long

@@ -17,7 +17,7 @@ from p2pcluster.core.commands import PROCESSES_MAX
 from p2pcluster.core.placement import admitted_nodes, allowed_nodes, facts_of
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.records import PipelineState
 
 _TOLD_CHARS_MAX = 300  # of what a function of the user's gives as its reason

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from p2pcluster.core.codec import Message
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.records import PipelineState
 
 Sources = Sequence[tuple[str, str | None]]  # each with the session that runs it; None: one is about to be chosen

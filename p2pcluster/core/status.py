@@ -18,7 +18,7 @@ from p2pcluster.core.quorum import Configuration
 from p2pcluster.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
-    from p2pcluster.core.node import Session
+    from p2pcluster.core.sessions import Session
     from p2pcluster.core.raft import Raft
 
 RATE_WINDOW_MS = 5_000

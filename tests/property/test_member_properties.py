@@ -23,7 +23,8 @@ from p2pcluster.core.datagram import State as Stage
 from p2pcluster.core.executor import Executor, Kill, Send, Start, ToLeader
 from p2pcluster.core.handshake import Identity
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import LOCAL_SESSION, Node, Session
+from p2pcluster.core.node import Node
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcluster.core.demand import loads_of
-from p2pcluster.core.node import Session
+from p2pcluster.core.sessions import Session
 from p2pcluster.core.placement import Plan, plan_processes
 from p2pcluster.core.planner import Planner
 from p2pcluster.core.records import PipelineState

@@ -20,7 +20,9 @@ from p2pcluster.core.codec import Message, decode, encode_bytes
 from p2pcluster.core.commands import Port, lengths_blob, put
 from p2pcluster.core.executor import Executor, ToLeader
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, Session, grant_message
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState

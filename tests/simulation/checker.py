@@ -17,7 +17,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import decode_commands
 from p2pcluster.core.log import COMMANDS, CONFIG, NOOP, Entry
 from p2pcluster.core.messages import AppendReply, PreVoteReply, PreVoteRequest, RaftMessage, VoteReply, decode_configuration
-from p2pcluster.core.node import Grant
+from p2pcluster.core.grants import Grant
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, QueueState
@@ -170,6 +170,8 @@ class Checker:
         self._led: set[tuple[str, int]] = set()
         self._looked_at: dict[str, Configuration] = {}
         self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
+        self._version_of: dict[Fence | None, str | None] = {}  # that items were given for
+        self._deployed_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of another version
 
     def of(self, life: Life) -> Facts:
         """What is known of the life's cluster."""
@@ -413,6 +415,9 @@ class Checker:
                 f"{life.name} applies entry {entry.index} of term {entry.term}, which nobody has committed")
         if entry.index > ledger.index:
             ledger.take_in(entry)
+        for outcome, message in zip(outcomes, (m for m, _ in decode_commands(bytes(entry.body))) if outcomes else (), strict=True):
+            if outcome.kind in ("deploy", "roll", "roll_back", "rolled_out", "undeploy"):
+                self._deployed_at[(life.node_id, message.fields["pipeline"])] = life.world.events
         expected = ledger.said.get(entry.index, [])
         require(said(outcomes) == expected,
                 f"{life.name}, entry {entry.index}: {said(outcomes)} came out instead of {expected}")
@@ -437,8 +442,10 @@ class Checker:
             require(queue.put == open_and_over + discarded,
                     f"{life.name}: of {queue.put} items put in {queue.name}, {queue.open_count} are open, {queue.done} done,"
                     f" {len(queue.parked)} parked and {discarded} discarded")
-        unseen = ledger.queues[queue.name].unseen if at_end else queue.next_id - queue.put - 1
-        require(queue.next_id == queue.put + unseen + 1, f"{life.name}: an id of {queue.name} is used twice or left out")
+        unseen = ledger.queues[queue.name].unseen if at_end else 0
+        first_id = state.pipelines[queue.pipeline].first_id
+        unseen = unseen if at_end else queue.next_id - queue.put - first_id
+        require(queue.next_id == queue.put + unseen + first_id, f"{life.name}: an id of {queue.name} is used twice or left out")
 
     def compare(self, life: Life, state: State) -> None:
         """The state is the ledger's, item by item."""
@@ -472,11 +479,24 @@ class Checker:
         ranges = [(lo, hi) for _, lo, hi in grant.pieces]
         known = self._grants.setdefault(grant.fence, (grant.queue, ranges))
         require(known == (grant.queue, ranges), f"{life.name}: the fence {grant.fence} is given twice")
-        queue = life.node.state.queues[grant.queue]
+        if grant.version is not None:
+            self._look_at_version(life, grant)
+        queue = life.node.state.queues.get(grant.queue)
+        if queue is None:
+            return  # its pipeline ended while the grant was on its way out
         for lo, hi in ranges:
             for _, _, fence in queue.leases.overlap(lo, hi):
                 require(fence == grant.fence,
                         f"two valid fences: {grant.queue} {lo}-{hi} goes out under {grant.fence} and is leased under {fence}")
+
+    def _look_at_version(self, life: Life, grant: Grant) -> None:
+        """A node is given items for the version that is in force there, or was until this very event."""
+        self._version_of[grant.fence] = grant.version
+        found = life.node.state.pipelines.get(grant.queue.partition("/")[0])
+        in_force = found and found.version_on(grant.fence.node)
+        is_new = self._deployed_at.get((life.node_id, grant.queue.partition("/")[0])) == life.world.events
+        require(grant.version == in_force or is_new,
+                f"{life.name} gives {grant.queue} out for version {grant.version} where {in_force} is in force")
 
     def told(self, life: Life, message: Message) -> None:
         """A leader answers a machine: what it says has happened is in the log."""
@@ -494,15 +514,22 @@ class Checker:
             producer = self.main.ledger.producers.get(key)
             require(producer is not None and producer.seq >= seq, f"an acknowledged put is lost: {key} {seq}")
         elif asked.kind == "done":
-            queue = self.main.ledger.queues[fields["queue"]]
-            for lo, hi in fields["ranges"]:
-                for item_id in range(lo, hi):
+            queue = self.main.ledger.queues.get(fields["queue"])
+            for lo, hi in fields["ranges"] if queue is not None else ():
+                for item_id in range(max(lo, queue.first_id), hi):  # those below it are of a pipeline that ended
                     require(queue.items[item_id].state in ("done", "parked", "discarded"),
                             f"an acknowledged done is lost: {queue.name}:{item_id} is {queue.items[item_id].state}")
 
     def began(self, process: SimStage, item_id: int, value: bytes) -> None:
         """A process runs an item: with the bytes that were put."""
-        name = f"{pipeline.NAME}/{process.life._reads(process)}"
+        name = process.life._reads(process)
+        work = next(work for work in process.life.executor.processes[process.key].works if work.fence_of(item_id) is not None)
+        version = self._version_of[work.fence_of(item_id)]
+        require(version == process.spec.version,
+                f"{process.life.name} runs {name}:{item_id} in a process of version {process.spec.version}, and it was given for {version}")
+        queue = self.main.ledger.queues.get(name)
+        if process.spec.pipeline == pipeline.SECOND_NAME and (queue is None or item_id < queue.first_id):
+            return  # the pipeline has ended, and this node does not know it yet
         item = self.main.ledger.queues[name].items.get(item_id)
         require(item is not None, f"{process.life.name} runs {name}:{item_id}, which was never put")
         assert item is not None

@@ -24,7 +24,9 @@ from p2pcluster.core.handshake import Identity
 from p2pcluster.core.log import CONFIG, Log
 from p2pcluster.core.membership import Discovery, Found, MakeKey, Serve, role_of
 from p2pcluster.core.messages import PreVoteReply, PreVoteRequest, VoteReply, VoteRequest, decode_configuration
-from p2pcluster.core.node import LOCAL_SESSION, Grant, Node, NodeReady, Session, grant_message
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node, NodeReady
+from p2pcluster.core.sessions import LOCAL_SESSION, Session
 from p2pcluster.core.chunks import Chunk
 from p2pcluster.core.queues import State as QueuesState
 from p2pcluster.core.quorum import Configuration
@@ -327,7 +329,7 @@ class Life:
             if process.position[1]:
                 ran = self.machine.positions.setdefault(self.boot, {})
                 told: list[Any] = [[item_id, item_id + 1] for item_id in process.in_hand] or [process.position[1]]
-                ran.setdefault(f"{pipeline.NAME}/{self._reads(process)}", []).extend(told)
+                ran.setdefault(self._reads(process), []).extend(told)
         for end in self._ends:
             if power:
                 end.is_dead = True
@@ -336,8 +338,7 @@ class Life:
 
     @staticmethod
     def _reads(process: SimProcess) -> str:
-        records = {record["name"]: record["reads"] for record in pipeline.MANIFEST["stages"]}
-        return str(records[process.spec.stage])
+        return pipeline.READS[(process.spec.pipeline, process.spec.stage)]
 
     def stop(self) -> None:
         """What `Daemon.stop` does: let what runs finish, then end."""
@@ -811,7 +812,7 @@ class Life:
             if parts is None:
                 self._fetch(action)
                 return
-            assert self.journal.read_bundle(version, parts) == b"".join(pipeline.PARTS), "the project is another one"
+            assert self.journal.read_bundle(version, parts) == b"".join(pipeline.bundle_of(version)), "the project is another one"
             self.machine.folders.add(version)
         self.processes[action.key] = process_for(action.spec)(self, action.key, action.spec)
 
@@ -842,7 +843,7 @@ class Life:
             return
         del self._fetched[version]
         actions = self._waiting_starts.pop(version, [])
-        assert tuple(fetched) == pipeline.PARTS, "another project came than was deployed"
+        assert tuple(fetched) == pipeline.bundle_of(version), "another project came than was deployed"
         self.machine.folders.add(version)
         for action in actions:
             self._start_process(action)
@@ -852,6 +853,8 @@ class Life:
             for action in actions:
                 if action.key == key:
                     actions.remove(action)
+                    if not actions:
+                        self._fetched.pop(action.spec.version, None)
                     self.executor.on_exit(key, "ended", 0, [], self.now_ms())
                     return True
         return False

@@ -19,7 +19,9 @@ from p2pcluster.config import Address, Options
 from p2pcluster.core.codec import Message, decode, encode_bytes
 from p2pcluster.core.handshake import Handshake, Identity
 from p2pcluster.core.log import Log
-from p2pcluster.core.node import Grant, Node, Session, grant_message
+from p2pcluster.core.grants import Grant, grant_message
+from p2pcluster.core.node import Node
+from p2pcluster.core.sessions import Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
