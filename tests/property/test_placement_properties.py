@@ -73,7 +73,8 @@ class Line:
 
 
 def _stage(name: str, kind: str, reads: str | None, writes: list[str]) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "processes": "auto", "per_node": None, "where": None, "reads": reads, "ports": [{"queues": writes}]}
+    return {"name": name, "kind": kind, "processes": "auto", "per_node": None, "concurrency": 1, "where": None, "reads": reads,
+            "ports": [{"queues": writes}]}
 
 
 class World:
@@ -84,7 +85,8 @@ class World:
         self.sessions = [Session(name, "node", name, "boot", name, {"slots": count}, has_reported=True) for name, count in slots.items()]
         self.state: Any = SimpleNamespace(pipelines={line.name: line.state() for line in lines},
                                           queues={queue.name: queue for line in lines for queue in line.queues})
-        self.rates, self.plan = Rates(), {}  # type: tuple[Rates, Plan]
+        self.rates = Rates()
+        self.plan: Plan = {}
         self.working: list[tuple[int, dict[str, int]]] = [(0, {})]
         self.moves: list[tuple[int, int]] = []
 
