@@ -33,5 +33,5 @@ class Share(NamedTuple):
         share_max, total = stage.get("parked_share_max"), 1000 * done - self.done_at_milli + self.parked_milli
         if share_max is None or total < 1000 * ITEMS_MIN or self.parked_milli <= share_max * total:
             return None
-        return (f"{round(self.parked_milli / 1000)} of its last {total // 1000} items were parked, more than its parked_share_max={share_max:g}: "
-                f"look why with parked list, then deploy a corrected version or resume {stage['name']}")
+        return (f"{round(self.parked_milli / 1000)} of its last {total // 1000} items were parked, more than its parked_share_max={share_max:g} "
+                "(parked list says why)")

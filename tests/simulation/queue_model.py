@@ -582,7 +582,7 @@ class Model:
         if is_enough and parked > stage["parked_share_max"] * (done + parked) and name not in pipeline.paused:
             pipeline.paused = {**pipeline.paused, name: (
                 f"{round(parked / 1000)} of its last {(done + parked) // 1000} items were parked, more than its "
-                f"parked_share_max={stage['parked_share_max']:g}: look why with parked list, then deploy a corrected version or resume {name}")}
+                f"parked_share_max={stage['parked_share_max']:g} (parked list says why)")}
 
     def _look_from_here(self, pipeline: ModelPipeline, of: str, name: str | None = None) -> None:
         for stage in pipeline.manifest["stages"]:
