@@ -26,9 +26,11 @@ from p2pcluster.classic.finding import find_servers
 from p2pcluster.classic.functions import Reference, blocking_call, is_loading, reference_of
 from p2pcluster.classic.processes import Job, Processes, Setting
 from p2pcluster.classic.queues import Door, Queues, server_queues
+from p2pcluster.classic.wrappers import Looping
 from p2pcluster.client import Cluster, bodies_of
 from p2pcluster.config import Address
 from p2pcluster.core.codec import Message
+from p2pcluster.core.stages import Stage
 from p2pcluster.errors import ClusterError, ClusterNotFound, ProjectError, WrongUsage
 
 ASK_AGAIN_S = 5.0  # the server may have been started again meanwhile, and forgotten what it was asked
@@ -196,7 +198,12 @@ def job_of(func: Any, queues: Any, count: Any) -> Job:
     reference = reference_of(func)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise WrongUsage(f"{reference.qualname}: the number of processes is {count!r:.40} but must be a whole number from 1")
-    return Job(reference.qualname, reference, tuple(utils.names_of(queues)), count)
+    names = utils.names_of(queues)
+    stage = func.stage if isinstance(func, Looping) else func
+    if isinstance(stage, Stage) and len(names) < (2 if stage.kind == "stage" else 1):
+        needs = {"source": "one that it feeds", "stage": "one that it reads and then one that it feeds", "sink": "one that it reads"}
+        raise WrongUsage(f"{reference.qualname}: it has {', '.join(names) or 'no queue'} and needs {needs[stage.kind]}")
+    return Job(reference.qualname, reference, tuple(names), count)
 
 
 def _in_step(funcs: Any, args: Any, counts: Any) -> Iterator[tuple[Any, Any, Any]]:

@@ -105,10 +105,11 @@ class Processes:
     def run(self) -> None:
         """Raises `Stopped` after Ctrl-C, and `ClusterError` where a process cannot do its work or a function has raised."""
         try:
-            for process in self._processes:
-                self._start(process)
-            while self._running or self._due:
-                self._turn()
+            with utils.sigterm_as_ctrl_c():
+                for process in self._processes:
+                    self._start(process)
+                while self._running or self._due:
+                    self._turn()
         except KeyboardInterrupt:
             utils.say("stopping: what runs may finish; Ctrl-C again ends it at once")
             self._stop()

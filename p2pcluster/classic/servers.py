@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +68,7 @@ class BaseServer:
 
     def wait(self) -> None:
         """Until it ends; in the main thread a signal ends it."""
-        with _signals_end_it():
+        with utils.sigterm_as_ctrl_c():
             try:
                 self._node.wait()
             except KeyboardInterrupt:
@@ -226,16 +224,3 @@ def _folder() -> Path:
     if file is None:
         raise WrongUsage("ProtocolServer sends the folder of the program, and this one stands in no file: put it into a folder of its own")
     return Path(file).resolve().parent
-
-
-@contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, where signals come to."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,9 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from p2pcluster.config import Address, Options, resolve_options
@@ -75,6 +77,19 @@ def say(text: str) -> None:
 def parked(options: Options) -> str:
     """That something is, and where to look."""
     return f"parked: python -m p2pcluster parked --cluster {options.cluster}"
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Whoever stops a program in order, a system that goes down too, is answered like a person; where signals come to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def in_one_line(call: Callable[P, R]) -> Callable[P, R]:

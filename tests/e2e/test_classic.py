@@ -102,10 +102,10 @@ def said(node: NodeProcess, text: str) -> str:
     return wait_for(lambda: next((line for line in node.errors if text in line), ""), f"a line with {text!r}: {node.errors}")
 
 
-def interrupt(node: NodeProcess) -> None:
+def interrupt(node: NodeProcess, by: signal.Signals = signal.SIGINT) -> None:
     """Ctrl-C: it ends in order, without a traceback and without leaving a process."""
     children = list(children_of(node.pid))
-    node.signal(signal.SIGINT)
+    node.signal(by)
     assert node.wait_for_exit() == 130
     assert "Traceback" not in "\n".join(node.errors), node.errors
     assert not [pid for pid in children if is_alive(pid)]
@@ -178,7 +178,7 @@ def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_s
     wait_for(lambda: len(set(got(printing))) >= 2000, "each number is printed")
     assert set(got(printing)) == {x * x - 1 for x in range(1, 2001)}
     interrupt(printing)
-    interrupt(making)
+    interrupt(making, signal.SIGTERM)
     server.stop()
 
 

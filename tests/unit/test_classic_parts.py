@@ -319,6 +319,16 @@ def test_a_number_of_processes_is_a_whole_number_from_one(count: Any) -> None:
         job_of(Square, ["a", "b"], count)
 
 
+def test_a_decorated_function_has_the_queues_that_it_reads_and_feeds() -> None:
+    assert job_of(Square, ["a", "b", "c"], 1).queues == ("a", "b", "c")
+    assert job_of(Generate, "a", 1).queues == ("a",)
+    assert job_of(plain, [], 1).queues == (), "an undecorated one may have any"
+    for function, queues, needs in ((Generate, [], "no queue and needs one that it feeds"),
+                                    (Square, ["a"], "has a and needs one that it reads and then one that it feeds")):
+        with pytest.raises(WrongUsage, match=needs):
+            job_of(function, queues, 1)
+
+
 def test_a_client_info_describes_the_client_and_is_bytes_to_who_knows_no_better() -> None:
     facts = {"name": "lab-2", "cores": 4, "memory_gb": 7.5, "tags": ["gpu"], "address": "10.0.0.7", "runs": ["Square"]}
     info = ClientInfo.of(facts)
