@@ -4,6 +4,7 @@
     python scripts/soak.py census --kills 20          the bundled example; the node and a stage process are killed in turn
     python scripts/soak.py cluster --nodes 3 --kills 20   the plain one on several nodes; leaders, followers and stage processes are killed
     python scripts/soak.py censuses --nodes 3 --kills 50  the census on several nodes, again and again; whoever leads is killed
+    python scripts/soak.py diamond --count 10000 --kills 10   of the items of a diamond 20 % raise and 1 % kill their process; the node is killed
 
 Everything runs on loopback in a temporary folder. The seed is printed; --seed repeats the choices (not the timing).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -52,6 +54,48 @@ def Double(x):
     return 2 * x
 
 pipeline = Pipeline("plain", Numbers >> Add >> Double >> Queue("out", maxsize=None))
+'''
+
+
+DIAMOND = '''
+import os, signal, zlib
+from p2pcluster import Pipeline, current, source, stage
+
+def fate(name, n):
+    """What becomes of the item n in a stage, each time: raises, dies, or ""."""
+    chance = zlib.crc32(f"{{name}} {{n}}".encode()) % 1000
+    return "raises" if chance < 200 else "dies" if chance < 210 else ""
+
+def meet(name, n):
+    """Note that the item is tried, in a file that a kill leaves whole; then what has to come."""
+    file = os.open(current().out_dir / "calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(file, f"{{name}} {{n}}\\n".encode())
+    os.close(file)
+    if fate(name, n) == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fate(name, n) == "raises":
+        raise ValueError(n)
+
+@source
+def Numbers():
+    yield from range({count})
+
+@stage(retries=1, backoff_s=0.05)
+def Left(n):
+    meet("Left", n)
+    return ["Left", n]
+
+@stage(retries=1, backoff_s=0.05)
+def Right(n):
+    meet("Right", n)
+    return ["Right", n]
+
+@stage(retries=1, backoff_s=0.05)
+def Join(path):
+    meet(f"Join {{path[0]}}", path[1])
+    return path
+
+pipeline = Pipeline("diamond", Numbers >> [Left, Right] >> Join)
 '''
 
 
@@ -359,6 +403,87 @@ def kill_in_cluster(nodes: list[Node], state: dict[str, Any], chance: random.Ran
     counts["leader" if node is leader and kind != "stage" else kind] += 1
 
 
+def diamond(args: argparse.Namespace, folder: Path, chance: random.Random) -> None:
+    """On each path done and parked together are what was put, and it is the same items that fail each time that they are tried."""
+    project = folder / "project"
+    project.mkdir()
+    (project / "pipeline.py").write_text(DIAMOND.format(count=args.count))
+    node = Node(folder, ["run", str(project)], port=chance.randrange(20000, 30000))
+    node.start()
+    begun_s = time.monotonic()
+    deadline_s = begun_s + args.timeout
+    while not (folder / "key").exists():
+        check_deadline(deadline_s, [node])
+        time.sleep(0.1)
+    try:
+        with connect("diamond", home=node.home, authkey_file=folder / "key", timeout_s=60) as link:
+            kills = kill_until_done(node, link, args, chance, deadline_s)
+            done = {stage["name"]: stage["done"] for stage in link.status()["stages"]}
+            results, parked = Counter(map(tuple, link.results("Join"))), parked_calls(link)
+    finally:
+        node.popen.send_signal(signal.SIGTERM) if node.is_running and node.popen else None
+        node.wait(30)
+    check_journal(node.home)
+    calls = Counter((name, int(n)) for name, n in (
+        line.rsplit(" ", 1) for line in (node.home / "out" / "diamond" / "calls").read_text().splitlines()))
+    print(f"{args.count} items, {kills} kills of the node, {time.monotonic() - begun_s:.0f} s")
+    for name, count in {"Left": args.count, "Right": args.count, "Join": done["Left"] + done["Right"]}.items():
+        left = sum(number for call, number in parked.items() if call[0].startswith(name))
+        print(f"  {name}: {count} put = {done[name]} done + {left} parked")
+        if done[name] + left != count:
+            raise SystemExit("FAILED: an item is lost or counted twice")
+    check_fates(runpy.run_path(str(project / "pipeline.py"))["fate"], calls, results, parked)
+
+
+def parked_calls(link: Any) -> Counter[tuple[str, int]]:
+    """The calls whose items are parked, as they are noted."""
+    found: Counter[tuple[str, int]] = Counter()
+    for item in link.parked():
+        name, _, item_id = item["id"].partition("/")[2].rpartition(":")
+        value = link.parked_value(name, int(item_id))
+        found[(name, value) if name != "Join" else (f"Join {value[0]}", value[1])] += 1
+    return found
+
+
+def check_fates(fate: Any, calls: Counter[tuple[str, int]], results: Counter[tuple[str, int]], parked: Counter[tuple[str, int]]) -> None:
+    """What became of each item is what had to, each time that it was tried."""
+    fates = {call: fate(*call) for call in calls}
+    bad = {call for call, what in fates.items() if what}
+    counts = Counter(fates.values())
+    print(f"  of {len(calls)} calls {counts['raises']} raise and {counts['dies']} kill their process; all were made {sum(calls.values())} times")
+    came = {(f"Join {side}", n) for side, n in results}
+    troubles = {
+        "came of a parked item": [call for call in came if call in parked] + [call for call in results if call in parked],
+        "came twice, or were parked twice": [call for call, number in [*results.items(), *parked.items()] if number > 1],
+        "fail each time and are not parked": list(bad - set(parked)),
+        "do not fail and are parked": list(set(parked) - bad),
+        "were to come and did not": [call for call in calls if call[0].startswith("Join") and call not in bad and call not in came],
+        "were parked before they had been tried twice": [call for call in bad if calls[call] < 2],
+    }
+    for what, found in troubles.items():
+        if found:
+            raise SystemExit(f"FAILED: {len(found)} {what}: {sorted(found)[:5]}")
+    print("no output comes from a parked item, and the same items fail each time that they are tried")
+
+
+def kill_until_done(node: Node, link: Any, args: argparse.Namespace, chance: random.Random, deadline_s: float) -> int:
+    """Kill the node so many times, about a gap apart, each time with work in hand; then until the run is done."""
+    kills = 0
+    while True:
+        check_deadline(deadline_s, [node])
+        found = link.status()["pipelines"]
+        if found and found[0]["state"] == "done":
+            return kills
+        if kills < args.kills and found:
+            wait_for_work(node)
+            time.sleep(chance.uniform(0.0, 2.0) * args.gap)
+            node.kill_node()
+            check_journal(node.home)
+            node.start()
+            kills += 1
+        time.sleep(0.2)
+
+
 def check_cluster(nodes: list[Node]) -> None:
     """Every copy is whole, and copies that stand at the same entry hold the same state."""
     states: dict[int, set[bytes]] = {}
@@ -373,7 +498,7 @@ def check_cluster(nodes: list[Node]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plain", "census", "cluster", "censuses"])
+    parser.add_argument("what", choices=["plain", "census", "cluster", "censuses", "diamond"])
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--gap", type=float, default=1.0, help="seconds between kills, on average")
@@ -384,9 +509,10 @@ def main() -> None:
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
+    os.environ["P2PCLUSTER_BIND"] = "127.0.0.1"  # where this program's own connections look for a node too
     folder = Path(tempfile.mkdtemp(prefix="p2pcluster-soak-"))
     try:
-        {"plain": plain, "census": census, "cluster": cluster, "censuses": censuses}[args.what](args, folder, random.Random(seed))
+        {"plain": plain, "census": census, "cluster": cluster, "censuses": censuses, "diamond": diamond}[args.what](args, folder, random.Random(seed))
     except BaseException:
         print(f"kept: {folder}")
         raise
