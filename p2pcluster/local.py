@@ -57,7 +57,8 @@ def run_local(pipeline: Pipeline, inputs: Any = None, params: Mapping[str, Any] 
 
     `inputs` replaces what the sources emit: values for the only source, or values by source (or by queue that is fed from outside).
     `limit` bounds the values of each source. `params` go over the pipeline's own. Raises what a source or `on_done` raises; what a stage
-    raises parks its item after its deliveries, as in a cluster.
+    raises parks its item after its deliveries, as in a cluster. Nothing waits: ticks of `every_s` follow each other at once, `rate` is not
+    kept, and `max_items` and `parked_share_max` change nothing.
     """
     if not _is_in_a_loop():
         return _run_here(pipeline, inputs, params, limit, out_dir)
@@ -230,7 +231,7 @@ class _Run:
         for record in self.manifest["stages"]:
             record["where"] = None  # rules are about a cluster's nodes, and here is none
             record["rate"] = None  # what it spares is elsewhere, and here the clock jumps
-            record["max_items"] = None  # here is one process, which stays
+            record["max_items"] = record["parked_share_max"] = None  # here no process is replaced, and nobody lets a stage go on
         for record in self.manifest["queues"]:
             if record["read_by"] is None:  # whoever takes from it in a cluster is not here
                 record["maxsize"] = record["bytes_max"] = None
