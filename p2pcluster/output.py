@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from p2pcluster.core.loglines import clean, tag, utc
 
-PARTIAL_CHARS_MAX = 1 << 14  # of a line that does not end: a bar that is drawn over and over
+BEGUN_PARTS_MAX = 100  # of a line that does not end: a bar that is drawn over and over
 
 
 class Lines(io.TextIOBase):
@@ -28,8 +28,10 @@ class Lines(io.TextIOBase):
         self._level = level
         self._item = item
         self._fd = stream.fileno()
-        self._partial = ""
+        self._begun: list[str] = []
         self._is_open = False  # a line was begun in the pipe
+        self._tag_of: tuple[int, int | None, str, bool] | None = None
+        self._last_tag = ""
         self._renew_lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -69,34 +71,47 @@ class Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        with self._lock:
-            if "\n" in text:
-                *lines, self._partial = f"{self._partial}{text}".split("\n")
-                self.send(lines, self._level)
-            else:
-                self._partial += text
-                if len(self._partial) > PARTIAL_CHARS_MAX:
+        if "\n" in text:
+            with self._lock:
+                begun, self._begun = self._begun, []
+                if text == "\n":  # what print says last, each time
+                    self._send("".join(begun), self._level, True)
+                else:
+                    *lines, rest = f"{''.join(begun)}{text}".split("\n")
+                    self.send(lines, self._level)
+                    self._begun.append(rest)
+        else:
+            with self._lock:
+                self._begun.append(text)
+                if len(self._begun) > BEGUN_PARTS_MAX:
                     self.flush()
         return len(text)
 
     def flush(self) -> None:
         """What was begun goes into the pipe, where the next words continue it."""
         with self._lock:
-            if self._partial:
-                begun, self._partial = self._partial, ""
-                self._out(clean(begun) if self._is_open else self._tag(self._level) + clean(begun))
+            begun, self._begun = clean("".join(self._begun)), []
+            if begun:
+                self._out(begun if self._is_open else self._tag(self._level, True) + begun)
                 self._is_open = True
 
     def send(self, lines: list[str], level: str, is_shown: bool = True) -> None:
         """Whole lines."""
         with self._lock:
-            mark = self._tag(level, is_shown)
-            text = clean("\n".join(lines)).replace("\n", f"\n{mark}")
-            self._out(f"{text}\n" if self._is_open else f"{mark}{text}\n")
-            self._is_open = False
+            for line in lines:
+                self._send(line, level, is_shown)
 
-    def _tag(self, level: str, is_shown: bool = True) -> str:
-        return tag(utc(time.time_ns() // 1_000_000), self._item(), level, is_shown)
+    def _send(self, line: str, level: str, is_shown: bool) -> None:
+        line = clean(line)
+        self._out(f"{line}\n" if self._is_open else f"{self._tag(level, is_shown)}{line}\n")
+        self._is_open = False
+
+    def _tag(self, level: str, is_shown: bool) -> str:
+        """Many lines have one: of the same item, in the same millisecond."""
+        of = time.time_ns() // 1_000_000, self._item(), level, is_shown
+        if of != self._tag_of:
+            self._last_tag, self._tag_of = tag(utc(of[0]), of[1], level, is_shown), of
+        return self._last_tag
 
     def _out(self, text: str) -> None:
         data = text.encode("utf-8", "backslashreplace")

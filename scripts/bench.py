@@ -36,6 +36,7 @@ AIMS = {
     "idle.with_stages.node_cpu_percent": "under 1", "idle.with_stages.node_rss_mib": "under 60",
     "million.rss_mib": "under 300", "million.start_after_kill_s": "under 5", "million.start_after_stop_s": "under 5",
     "ratios.drain_to_w1": "1", "ratios.nodes_to_w1": "0.4", "nodes.start.first_run_done_s": "under 3",
+    "ratios.logs_talking_to_silent": "over 0.9",
     "failover.p50_ms": "under 300", "failover.p99_ms": "under 1,000", "handover.gap_max_ms": "under 200",
 }
 RATIOS = {
@@ -47,6 +48,7 @@ RATIOS = {
     "latency_source_to_managers": ("latency.source.p50_ms", "latency.managers.p50_ms"),
     "nodes_to_w1": ("nodes.rate_per_s", "w1.rate_per_s"),
     "nodes_from_a_follower_to_w1": ("nodes.from_a_follower.rate_per_s", "w1.rate_per_s"),
+    "logs_talking_to_silent": ("logs.talking.rate_per_s", "logs.silent.rate_per_s"),
     "drain_to_w1": ("million.drain_rate_per_s", "w1.rate_per_s"),
 }
 

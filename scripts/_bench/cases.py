@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from _bench.clusters import POLL_S, Nodes, Progress, progress_of, read_status, wait_for
@@ -48,10 +49,12 @@ class Sizes(NamedTuple):
     listen_s: float = 60.0  # a beacon of an idle node comes every 5 to 10 s
     kills: int = 10
     handovers: int = 10
+    phases: int = 10  # of the case `logs`, by turns silent and talking
+    phase_ms: int = 1000
 
 
 QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0,
-              listen_s=30.0, kills=5, handovers=3)
+              listen_s=30.0, kills=5, handovers=3, phases=6)
 
 
 def time_allowed_s(items: int) -> float:
@@ -116,6 +119,39 @@ def _cpu_per_100k(sampler: Sampler, names: dict[int, str], found: Figures, items
         if cpu_s:
             figures[names.get(pid, "stage")] = cpu_s * 100_000 / items
     return {**figures, "all": sum(figures.values())}
+
+
+# ---- what a stage that prints much costs the others
+
+
+def logs(sizes: Sizes) -> Figures:
+    """W1's work beside a source that prints 10,000 lines/s in every other phase: the rate in those, and in the others."""
+    params = {"phases": sizes.phases, "phase_ms": sizes.phase_ms}
+    with scratch() as folder, Node(folder, "logs", "--until-done", params=params) as node:
+        node.wait_until_done(time_allowed_s(0) + sizes.phases * sizes.phase_ms / 1000)
+        out = node.out_dir("logs")
+        samples, phases = read_json_file(out / "samples.json"), read_json_file(out / "phases.json")
+        printed, came = sum(lines for _, _, lines in phases), sum(line.startswith("talk | ") for _, line in node.lines)
+    if printed != came:
+        raise BenchError(f"logs: {printed:,} lines were printed and {came:,} came to the terminal")
+    talking = [(begin_s, end_s) for begin_s, end_s, lines in phases if lines]
+    silent = [(begin_s, end_s) for begin_s, end_s, lines in phases if not lines]
+    return {
+        "silent": {"rate_per_s": _rate_in(samples, silent)},
+        "talking": {"rate_per_s": _rate_in(samples, talking), "lines_per_s": printed / sum(end_s - begin_s for begin_s, end_s in talking)},
+    }
+
+
+def _rate_in(samples: Sequence[Sequence[float]], spans: Sequence[Sequence[float]]) -> float:
+    """Items per second in the median of these spans, each from its first sample to its last: other work on the machine comes and goes."""
+    rates = []
+    for begin_s, end_s in spans:
+        inside = [(at_s, items) for at_s, items in samples if begin_s <= at_s <= end_s]
+        if len(inside) > 1:
+            rates.append((inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]))
+    if not rates:
+        raise BenchError("logs: no items came in a phase")
+    return median(rates)
 
 
 # ---- the baseline
@@ -572,6 +608,6 @@ def check_squares(values: Sequence[int], items: int, parked: int) -> None:
 
 
 CASES: dict[str, Callable[[Sizes], Figures]] = {
-    "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "w2": w2, "latency": latency, "start": start,
+    "w1": w1, "managers": managers, "w1_slow_disk": w1_slow_disk, "logs": logs, "w2": w2, "latency": latency, "start": start,
     "idle": idle, "million": million, "nodes": several, "failover": failover, "handover": handover,
 }

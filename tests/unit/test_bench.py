@@ -29,7 +29,7 @@ def bench() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def tiny(bench: ModuleType) -> Any:
     counts = {"items": 3000, "slow_items": 300, "managers_items": 300, "naps": 24, "latencies": 10, "starts": 1}
-    return bench.cases.Sizes(**counts, idle_s=0.2, listen_s=0.2, kills=1, handovers=1)
+    return bench.cases.Sizes(**counts, idle_s=0.2, listen_s=0.2, kills=1, handovers=1, phases=2, phase_ms=400)
 
 
 def case(bench: ModuleType, name: str, sizes: Any) -> dict[str, Any]:
@@ -61,6 +61,13 @@ def test_w2_is_a_share_of_the_ideal_that_nothing_exceeds(bench: ModuleType, tiny
     figures = case(bench, "w2", tiny)
     assert figures["tasks"] == tiny.naps
     assert 0 < figures["share_of_ideal"] <= 1 and 0 < figures["managers_share_of_ideal"] <= 1
+
+
+def test_what_a_stage_that_prints_costs_the_others_is_a_ratio_of_one_run(bench: ModuleType, tiny: Any) -> None:
+    report = dict(bench.run(["logs"], tiny))
+    figures = report["logs"]
+    assert figures["silent"]["rate_per_s"] > 0 and figures["talking"]["rate_per_s"] > 0 and figures["talking"]["lines_per_s"] > 0
+    assert report["ratios"] == {"logs_talking_to_silent": figures["talking"]["rate_per_s"] / figures["silent"]["rate_per_s"]}
 
 
 def test_idle_latency_is_measured_by_a_source_by_a_program_and_over_managers(bench: ModuleType, tiny: Any) -> None:
