@@ -953,7 +953,7 @@ class Executor:
         if stage.deliveries:
             for _, item_id in _numbered(work):
                 if item_id in stage.deliveries:
-                    deliveries[item_id] = stage.deliveries.pop(item_id)
+                    deliveries[str(item_id)] = stage.deliveries.pop(item_id)
         fields = {"work": work.number, "queue": stage.queue, "deliveries": deliveries,
                   "slices": [[part.lo, part.hi, part.run, part.keys] for part in slices]}
         self._send(process, Message("work", fields, tuple(blob for part in slices for blob in (part.lengths, part.body))))
