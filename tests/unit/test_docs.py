@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ import pytest
 
 import p2pcluster
 from p2pcluster import cli, client, config, errors
-from p2pcluster.core.options import checked_options
+from p2pcluster.core.options import Options, checked_options
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -40,6 +41,7 @@ RUN_ELSEWHERE = {
     "python queue_server.py": "two programs that end by Ctrl-C: tests/e2e/test_classic.py",
     "python queue_client.py": "the other one",
 }
+OF_OTHERS = {f"{name}_orders.py" for name in ("celery", "dramatiq", "rq", "huey", "dispy")}  # need what is not here: they are only compiled
 TERMINALS = README[README.index("### Three terminals\n") : README.index("## What it promises\n")]  # typed by tests/e2e/test_readme_cluster.py
 ONLY_LOOK = ("status", "parked", "results")
 
@@ -216,7 +218,9 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 def test_every_block_does_what_the_readme_says(reader: Reader) -> None:
     found = blocks(README.replace(TERMINALS, "\n" * TERMINALS.count("\n")))
     for at, block in enumerate(found):
-        if block.file is not None:
+        if block.file in OF_OTHERS:
+            compile(block.text, block.file, "exec")
+        elif block.file is not None:
             reader.write(block.file, block.text)
         elif block.kind == "sh":
             after = found[at + 1] if at + 1 < len(found) else None
@@ -235,6 +239,13 @@ def test_every_block_is_one_that_is_run_or_compared() -> None:
                 if block.kind == "text" and (before is None or before.kind != "sh")]
     assert len(pictures) == 1, "one picture, and output behind commands"
     assert README.count("```") == 2 * len(found)
+
+
+def test_the_programs_for_others_are_there_and_do_the_same() -> None:
+    """Each prices an order in the same words."""
+    texts = {block.file: block.text for block in blocks() if block.file is not None}
+    assert OF_OTHERS <= set(texts)
+    assert all('{**order, "price": 3 * order["number"]}' in texts[name] for name in [*OF_OTHERS, "orders.py"])
 
 
 def test_a_line_that_does_not_come_is_noticed() -> None:
@@ -292,7 +303,7 @@ def test_each_key_of_the_projects_table_is_told() -> None:
 
 def test_each_option_that_the_readme_names_exists() -> None:
     known = {word for parser in parsers().values() for action in parser._actions for word in action.option_strings}
-    known.add("--all-pythons")  # of scripts/test.py
+    known |= {"--all-pythons", "--with-scheduler"}  # of scripts/test.py, and of somebody else's worker
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
@@ -318,6 +329,16 @@ def test_each_option_of_a_stage_is_told() -> None:
     with pytest.raises(errors.GraphError) as caught:
         checked_options("x", "stage", {"no such option": 1})
     assert table == set(str(caught.value).partition("the options are ")[2].split(", "))
+
+
+def test_each_feature_has_a_line_and_each_line_names_what_there_is() -> None:
+    """The table of all of it: every option of a stage, every verb, what a program imports, and no option that is not there."""
+    told = " ".join(code for row in rows("All of it in lines") for cell in row for code in codes(cell))
+    options = {field.name for field in dataclasses.fields(Options)}
+    imported = {name for name in p2pcluster.__all__ if not isinstance(getattr(p2pcluster, name), type) or name in ("Pipeline", "Queue", "To", "At")}
+    assert [name for name in sorted(options | imported | set(parsers())) if not re.search(rf"\b{name}\b", told)] == []
+    asked = {"maxsize", "codec", "delay_s", "at", "key", "params", "on_done", "placement", "cursor"}
+    assert set(re.findall(r"(\w+)=", told)) <= options | asked
 
 
 def test_the_defaults_of_a_stage_are_those_of_the_code() -> None:
