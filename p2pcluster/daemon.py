@@ -536,6 +536,7 @@ class Daemon:
         self._carry_placements(now_ms)
         self._processes.poll()
         self.executor.tick(now_ms, self._processes.positions())
+        self._logbook.tick()
         self._gathering.tick(now_ms)
         self._peers.tick(now_s)
         self.neighbours.tick(now_ms)

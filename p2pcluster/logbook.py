@@ -39,6 +39,8 @@ class _Book:
     lines_in_second: int = 0
     bytes_in_second: int = 0
     left_out: int = 0
+    unwritten: bytearray = field(default_factory=bytearray)
+    unwritten_since_s: float = 0.0
     file: BinaryIO | None = None
     file_bytes: int = 0
 
@@ -82,7 +84,10 @@ class Logbook:
             stored = loglines.note(loglines.utc(int(1000 * now_s)), f"{book.left_out} lines left out: it printed more than is kept of a second") + stored
             count, book.left_out = count + 1, 0
         self._append(book, stored, count)
-        self._write(book, stored)
+        book.unwritten += stored
+        book.unwritten_since_s = book.unwritten_since_s or now_s
+        if len(book.unwritten) >= config.LOG_WRITE_BYTES:
+            self._write(book)
 
     def _book(self, stage: str) -> _Book:
         book = self._books.get(stage)
@@ -115,7 +120,15 @@ class Logbook:
 
     # ---- files
 
-    def _write(self, book: _Book, lines: bytes) -> None:
+    def tick(self) -> None:
+        """Write what has waited long enough. Not each line by itself: the disk that they go to is the one that the journal waits for."""
+        now_s = time.time()
+        for book in self._books.values():
+            if book.unwritten and not book.unwritten_since_s <= now_s < book.unwritten_since_s + config.LOG_WRITE_S:
+                self._write(book)
+
+    def _write(self, book: _Book) -> None:
+        lines, book.unwritten, book.unwritten_since_s = book.unwritten, bytearray(), 0.0
         try:
             if book.file_bytes and book.file_bytes + len(lines) > config.LOG_FILE_BYTES:
                 self._rotate(book)
@@ -158,6 +171,8 @@ class Logbook:
 
     def close(self) -> None:
         for book in self._books.values():
+            if book.unwritten:
+                self._write(book)
             if book.file is not None:
                 book.file.close()
                 book.file = None

@@ -34,7 +34,8 @@ class Books:
 
 @pytest.fixture
 def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Books:
-    limits: dict[str, Any] = {"LOG_RING_LINES": 10, "LOG_RING_BYTES": 4000, "LOG_LINES_PER_S_MAX": 100, "LOG_FILE_BYTES": 500, "LOGS_BYTES_MAX": 3000}
+    limits: dict[str, Any] = {"LOG_RING_LINES": 10, "LOG_RING_BYTES": 4000, "LOG_LINES_PER_S_MAX": 100, "LOG_FILE_BYTES": 500, "LOGS_BYTES_MAX": 3000,
+                              "LOG_WRITE_BYTES": 1}
     for name, value in limits.items():
         monkeypatch.setattr(config, name, value)
     monkeypatch.setattr("time.time", lambda: 1_000_000_000.5)
@@ -94,6 +95,22 @@ def test_more_in_a_second_than_is_kept_is_counted_and_the_count_is_said_when_the
     said, after = read(piece.lines)
     assert (said.level, said.text) == ("note", "61 lines left out: it printed more than is kept of a second")
     assert after.text == "next second"
+
+
+def test_lines_are_written_together_after_a_while_or_when_they_are_many(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "LOG_WRITE_BYTES", 200)
+    file = books.folder / "p" / "A.log"
+    books.book.add("p/A", lines("a"))
+    books.book.tick()
+    assert not file.exists()
+    monkeypatch.setattr("time.time", lambda: 1_000_000_000.5 + config.LOG_WRITE_S)
+    books.book.tick()
+    assert [line.text for line in read(file.read_bytes())] == ["a"]
+    books.book.add("p/A", lines("b" * 200))
+    assert [line.text for line in read(file.read_bytes())] == ["a", "b" * 200]
+    books.book.add("p/A", lines("c"))
+    books.book.close()
+    assert [line.text for line in read(file.read_bytes())] == ["a", "b" * 200, "c"]
 
 
 def test_files_are_rotated_and_bounded_together(books: Books) -> None:
