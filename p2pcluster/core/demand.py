@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from p2pcluster.core.options import rate_per_s
 from p2pcluster.core.placement import Load, allowed_nodes
 from p2pcluster.core.rollouts import versions_of
 
@@ -58,16 +59,21 @@ def _load(state: State, nodes: list[Session], rates: Rates, planner: Planner, pi
     back = {tuple(edge) for edge in pipeline.manifest["back_edges"]}
     behind = [state.queues[pipeline.full(name)] for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back]
     return Load(
-        name, stage["kind"], pipeline.processes(stage), stage["per_node"], expected, service_us,
+        name, stage["kind"], pipeline.processes(stage), stage["per_node"], _let_through(stage, expected), service_us,
         allowed=allowed_nodes(pipeline, stage, nodes)[0],
         prefers=home_of(pipeline, stage, nodes),
         barred=frozenset(session.id for session in nodes if name in session.troubles),
         counts=None if stage["name"] in pipeline.scaled else planner.counts(pipeline.name, stage["name"]),
         flow=queue.put + expected - due_count(queue) if queue else 0.0,
         busy=rates.of_late(queue.name)[1] * service_us / 1e6 if queue else 0.0,
-        is_full=queue is not None and fullness(queue) >= FULL,
+        is_full=queue is not None and stage["rate"] is None and fullness(queue) >= FULL,
         is_blocked=any(fullness(queue) >= FULL for queue in behind),
     )
+
+
+def _let_through(stage: dict[str, Any], items: float) -> float:
+    """What waits for a rate waits for no process: of its items only a second's worth counts."""
+    return items if stage["rate"] is None else min(items, rate_per_s(stage["rate"]))
 
 
 def home_of(pipeline: PipelineState, stage: dict[str, Any], nodes: list[Session]) -> str | None:

@@ -73,7 +73,7 @@ class Line:
 
 
 def _stage(name: str, kind: str, reads: str | None, writes: list[str]) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "processes": "auto", "per_node": None, "concurrency": 1, "where": None, "reads": reads,
+    return {"name": name, "kind": kind, "processes": "auto", "per_node": None, "concurrency": 1, "rate": None, "where": None, "reads": reads,
             "ports": [{"queues": writes}]}
 
 

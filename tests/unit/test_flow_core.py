@@ -323,3 +323,16 @@ def test_without_a_stated_limit_all_are_tried_and_parked() -> None:
     flow.pass_time(2_000)
     assert len(flow.queue("in").parked) == 300
     assert not flow.pipeline.shares
+
+
+def test_a_stage_that_waits_for_its_rate_keeps_no_slot_from_one_that_works() -> None:
+    kept, busy = stage(nothing, name="Kept", rate="2/s"), stage(nothing, name="Busy")
+    flow = Flow(of(Queue("kept", maxsize=None) >> kept, Queue("busy", maxsize=None) >> busy), Random(0))
+    flow.put("kept", [b"v"] * 2000)
+    flow.put("busy", [b"v"] * 2000)
+    (machine,) = flow.machines.values()
+    for _ in range(200):
+        flow._tick(20)
+        flow.turn()  # an item every 20 ms, of either
+    running = [process.spec.stage for process in machine.processes.values()]
+    assert (running.count("Kept"), running.count("Busy")) == (1, 3)
