@@ -34,6 +34,7 @@ from tests.simulation.disk import real_disk, sim_disk
 from tests.simulation.machine import Life, Machine
 from tests.simulation.options import Options, draw
 from tests.simulation.sim_journal import Fault
+from tests.simulation.updates import Ender, Updater
 from tests.simulation.world import Network, World, host_of, PORT
 
 CLIENT_NUMBERS_FROM = 100
@@ -77,6 +78,11 @@ class Simulation:
                           for at in range(options.clients)]
         self.takers = [Taker(CLIENT_NUMBERS_FROM + 50 + at, *common) for at in range(2)]
         self._common = common
+        self.updaters: list[Client] = []
+        if options.deploy_every_ms:
+            self.updaters.append(Updater(CLIENT_NUMBERS_FROM + 90, *common, every_ms=options.deploy_every_ms, until_ms=options.safety_ms))
+        if options.undeploy_every_ms:
+            self.updaters.append(Ender(CLIENT_NUMBERS_FROM + 91, *common, every_ms=options.undeploy_every_ms, until_ms=options.safety_ms))
 
     def _add_machine(self, number: int) -> None:
         disk = real_disk(self._folder / f"m{number}") if self.options.real_journal else sim_disk()
@@ -109,7 +115,7 @@ class Simulation:
         if not options.voters:
             operator = Operator(CLIENT_NUMBERS_FROM + 60, *self._common, messages=pipeline.deployment())
             operator.start()
-        for client in [*self.producers, *self.takers, *self._janitors()]:
+        for client in [*self.producers, *self.takers, *self._janitors(), *self.updaters]:
             client.start()
 
     def _janitors(self) -> list[Client]:
@@ -213,7 +219,7 @@ class Simulation:
         """Everything comes to its end."""
         close = Message("close", {"pipeline": pipeline.NAME, "name": "in"})
         again = Message("start_run", {"pipeline": pipeline.NAME, "params": None})
-        self.until(lambda: all(producer.is_done for producer in self.producers), LOOK_MS)
+        self.until(lambda: all(client.is_done for client in [*self.producers, *self.updaters]), LOOK_MS)
         for run_number in range(1, 1 + self.options.runs):
             operator = Operator(CLIENT_NUMBERS_FROM + 60 + run_number, *self._common,
                                 messages=[close] if run_number == 1 else [again, close])
@@ -255,6 +261,8 @@ class Simulation:
         leader = leaders[0]
         state = leader.node.state
         found = state.pipelines.get(pipeline.NAME)
+        if found is not None and found.rollout is not None:
+            return f"version {found.version} is rolled out on {len(found.rollout.nodes)} nodes"
         if found is None or found.state != "done" or not node_module.is_over(found):
             return f"the run is {found and found.state}: {self._open_items(leader)}"
         for queue in state.queues.values():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
+from p2pcluster.core import rollouts
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import read_ports
 from p2pcluster.core.executor import Executor
@@ -473,8 +474,52 @@ def any_cluster() -> list[Patch]:
     return [mock.patch.object(Neighbours, "serving_leader", serving_leader), mock.patch.object(Life, "_find", find)]
 
 
+# ---- versions
+
+
+def _keeps_what_waits(original: Any) -> Any:
+    def replace_stage(self: Executor, full: str, queue: str, record: Any, former: Any) -> Any:
+        waiting = list(former.buffer) if former is not None else []
+        if former is not None:
+            former.buffer.clear()
+        stage = original(self, full, queue, record, former)
+        stage.buffer.extend(waiting)
+        return stage
+
+    return replace_stage
+
+
+def _gives_before_the_plan(original: Any) -> Any:
+    return lambda self, session, queue: session.has_reported and queue.pipeline in session.versions
+
+
+def stays_where_it_does_not_start() -> list[Patch]:
+    """Nobody notices what does not start."""
+    return [mock.patch.object(rollouts, "_failures", lambda pipeline, rolled: iter(()))]
+
+
+def _forgets_the_nodes(original: Any) -> Any:
+    def load_projects(self: State, *row: Any) -> None:
+        original(self, *row)
+        pipeline = self.pipelines.get(row[0])
+        if pipeline is not None and pipeline.rollout is not None:
+            pipeline.rollout.nodes.clear()
+
+    return load_projects
+
+
+def _ids_again(original: Any) -> Any:
+    def apply_undeploy(self: State, message: Message, context: Any) -> Outcome:
+        outcome: Outcome = original(self, message, context)
+        self.ended = {name: (run, 1) for name, (run, _) in self.ended.items()}
+        return outcome
+
+    return apply_undeploy
+
+
 HARD: dict[str, Any] = {"crash_every_ms": 900, "machines": 5, "voters": 3, "late": 0, "real_journal": False}
 SIM: dict[str, Any] = {"real_journal": False}
+UPDATED: dict[str, Any] = {**HARD, "deploy_every_ms": 400, "undeploy_every_ms": 400}
 SLOW_DISKS: dict[str, Any] = {**HARD, "fsync_ms_max": 25}
 SWAPPING: dict[str, Any] = {**SLOW_DISKS, "crash_every_ms": 2_500, "down_ms_max": 8_000, "delay_ms_max": 40,
                             "partition_every_ms": 2_000}
@@ -534,5 +579,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("parts of a grant given twice", grants_twice, "two valid fences|given twice|holds an item", SIM),
     Mutation("a fence used again", swap(Node, "_grant", _fence_again), "given twice", SIM),
     Mutation("a put answered before it is committed", swap(Node, "_admit", _answers_early), "acknowledged put is lost", SIM),
+    Mutation("items that wait go to the next version", swap(Executor, "_replace_stage", _keeps_what_waits), "in a process of version", UPDATED),
+    Mutation("items for a version that is not in force", swap(Node, "_may_be_given", _gives_before_the_plan), "is in force", UPDATED),
+    Mutation("a version that does not start stays", stays_where_it_does_not_start, "no progress", UPDATED),
+    Mutation("a roll-out that is forgotten", swap(State, "_load_projects", _forgets_the_nodes), "is not the log's|instead of", UPDATED),
+    Mutation("ids of an undeployed pipeline used again", swap(State, "_apply_undeploy", _ids_again), "is not the log's|instead of|used again|open",
+             UPDATED),
     Mutation("any cluster's leader obeyed", any_cluster, "of (another )?cluster", {**SIM, "machines": 4, "voters": 0, "late": 0, "loss": 0.3, "udp_cut_every_ms": 1_500}),
 )

@@ -59,6 +59,8 @@ class Options:
     process_dies_share: float = 0.004
     janitor_every_ms: int = 0  # somebody looks at the parked items
     runs: int = 1
+    deploy_every_ms: int = 0  # new versions of the pipeline, some of which do not start
+    undeploy_every_ms: int = 0  # a second pipeline comes and goes
     # phases
     safety_ms: int = 10_000
     calm_ms_max: int = 90_000
@@ -96,5 +98,6 @@ def draw(seed: int, **given: Any) -> Options:
         gen_items=random.randrange(8, 40), cursor_items=random.randrange(4, 16), clients=random.randrange(1, 4),
         client_puts=random.randrange(3, 11), process_dies_share=random.choice((0.0, 0.004, 0.02)),
         janitor_every_ms=sometimes(0.3, 300, 2000), runs=2 if random.random() < 0.1 else 1,
+        deploy_every_ms=sometimes(0.3, 300, 3000), undeploy_every_ms=sometimes(0.2, 300, 3000),
     )
     return replace(options, **given)

@@ -45,7 +45,12 @@ class SimProcess:
         self.world.after(delay_ms, act)
 
     def begin(self) -> None:
-        self.say(Message("ready", {}))
+        if not pipeline.is_broken(self.spec.version, self.spec.stage):
+            self.say(Message("ready", {}))
+            return
+        if self.world.random.random() < 0.5:
+            self.say(Message("error", {"error": {"type": "ImportError", "text": "ImportError: no", "traceback": None}}))
+        self.end("exited with code 1", ["no"])
 
     def hear(self, message: Message) -> None:
         """The node says something: it is here in a moment."""

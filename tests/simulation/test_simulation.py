@@ -57,6 +57,7 @@ def test_every_fault_happens_and_what_it_leads_to(outcomes: list[Outcome]) -> No
         "begins a joint change", "dies behind a change of the configuration", "cuts its log off from", "loads entries",
         "sends a snapshot at", "becomes the snapshot at", "put already", "put stale_epoch", "done already", "fail stale_fence",
         "release already", "session_end ok", "retry ok", "discard ok", "due ok", "on_done_ran ok",
+        "deploy ok", "roll ok", "rolled_out ok", "roll_back ok", "undeploy ok", "undeploy items_remain",
         *(f"stays {how}" for how in ("dead", "silent", "cut", "one way", "udp only")),
     ]
     assert [what for what in expected if not counts[what]] == []
@@ -84,6 +85,7 @@ QUICK = (
     "skipped fsync", "vote not stored", "own log counted before the commit", "a snapshot that carries the vote",
     "commit by counting an older term", "configuration before the no-op", "a learner that refuses to vote", "votes for any log",
     "done applied twice", "parts that are seen at once", "parts that outlive their lease", "parts of a grant given twice", "a lease that outlives its session", "an apply that reads the clock",
+    "items for a version that is not in force", "a roll-out that is forgotten",
 )
 
 

@@ -60,6 +60,13 @@ class Rolling(Leader):
         """What each machine was told last to run."""
         return {name: self.plan(name)["pipelines"]["p"]["version"] for name in ("a", "b", "c")}
 
+    def ask(self, *messages: Message) -> None:
+        """A client says all of this at once."""
+        for message in messages:
+            fields = {**message.fields, **({"manifest": PIPELINE.manifest()} if message.kind == "deploy" else {}), "req": 1}
+            self.node.step("client", message._replace(fields=fields), self.now_ms)
+        self.carry()
+
     def new(self, *names: str) -> bool:
         """Whether these machines run the new version and the others the old one."""
         return self.versions() == {name: NEW if name in names else OLD for name in ("a", "b", "c")}
@@ -164,6 +171,15 @@ def test_a_node_is_given_nothing_between_the_step_and_its_plan(rolling: Rolling)
     rolling.node.sessions["a"].versions["p"] = OLD  # as it is before the plan goes out
     queue = rolling.node.state.queues["p/in"]
     assert [rolling.node._may_be_given(rolling.node.sessions[name], queue) for name in ("a", "b", "c")] == [False, True, True]
+
+
+def test_items_whose_lease_had_to_be_in_the_log_first_go_back_when_another_version_came_meanwhile(rolling: Rolling) -> None:
+    rolling.ask(Message("put", {"producer": ["client:x", 1, 1], "ports": [{"queues": ["p/in"]}], "source": None}, (b"\1\0\0\0", b"x")))
+    rolling.node._old_below["p/in"] = 2  # as if it had come in a former leader's term
+    rolling.node.step("b", Message("window", {"queues": {"p/in": 1}}), rolling.now_ms)
+    rolling.ask(*deploying("p", OTHER))
+    queue = rolling.node.state.queues["p/in"]
+    assert (len(queue.ready), len(queue.leases)) == (1, 0)
 
 
 def test_a_stage_that_only_one_of_the_versions_has_runs_only_where_that_version_is() -> None:
