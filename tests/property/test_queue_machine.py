@@ -456,6 +456,10 @@ def one_delivery_more(m: Patch) -> None:
     wrap(m, State, "retries", lambda count, *_: count + 1)
 
 
+def who_takes_from_outside_has_no_retries(m: Patch) -> None:
+    wrap(m, State, "retries", lambda count, state, queue, *_: count if queue.read_by else 0)
+
+
 def an_assignment_keeps_the_epoch(m: Patch) -> None:
     def assign(state: State, message: Message, context: Any) -> Outcome:
         outcome = state._apply_assign(message, context)
@@ -659,6 +663,7 @@ def runs_begin_at_one_again(m: Patch) -> None:
         a_divided_batch_is_half_done,
         what_never_ran_counts,
         one_delivery_more,
+        who_takes_from_outside_has_no_retries,
         an_assignment_keeps_the_epoch,
         one_shard_ends_for_all,
         a_put_does_not_wait,

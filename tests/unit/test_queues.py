@@ -347,6 +347,24 @@ def test_a_queue_that_is_not_there_is_no_accident(log: Log, message: Message) ->
 # --- Failures --------------------------------------------------------------------------------------------------------
 
 
+def test_where_no_stage_reads_a_queue_who_took_the_item_says_how_often_it_is_tried(log: Log) -> None:
+    """With each failure, since it may be another one the next time; a stage's own word goes over that."""
+
+    def failed(queue: str, item_id: int, retries: int) -> bool:
+        log.take(queue)
+        message = commands.fail(queue, item_id, FENCE, ERROR, 50)
+        _, fields = log.one(message._replace(fields={**message.fields, "retries": retries}))
+        log.about("due", queue, [item_id])
+        return bool(fields["parked"])
+
+    log.say(commands.put("c1", 0, 1, [port(["p/d", "p/a"], b"1", b"2")]))
+    assert [failed("p/d", 1, 2), failed("p/d", 1, 3), failed("p/d", 1, 2)] == [False, False, True]
+    assert log.queue("p/d").parked[1].deliveries == 3
+    log.take("p/d")
+    assert log.fail("p/d", 2) == ("ok", {"parked": True}), "without a word it is not tried again"
+    assert [failed("p/a", 1, 9), failed("p/a", 1, 9)] == [False, True]
+
+
 def test_an_item_is_parked_after_its_last_delivery(log: Log) -> None:
     """`left` has one retry."""
     log.say(commands.put("c1", 0, 1, [port(["p/a"], b"1", b"2")]))
