@@ -852,7 +852,7 @@ def _calls(function: Callable[[], Any]) -> Iterator[Any]:
     while True:
         try:
             value = function()
-        except StopIteration:
+        except (StopIteration, StopAsyncIteration):
             return
         yield value
 
@@ -1040,7 +1040,14 @@ def _in_loop(runner: asyncio.Runner, function: Callable[..., Any], is_generator:
     """The function as one that is no coroutine: each call, or each value of a generator, is a turn of the loop."""
     async def called(*args: Any, **kwargs: Any) -> Any:
         returned = function(*args, **kwargs)
-        return await returned if hasattr(returned, "__await__") else returned
+        if not hasattr(returned, "__await__"):
+            return returned
+        try:
+            return await returned
+        except RuntimeError as error:
+            if isinstance(error.__cause__, StopIteration):  # what Python makes of it there, and it is how a source ends
+                raise StopAsyncIteration from None
+            raise
 
     async def next_of(generator: Any) -> Any:
         return await anext(generator, _NOTHING)

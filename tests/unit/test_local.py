@@ -314,6 +314,44 @@ def test_shards_cursors_params_limits_and_inputs() -> None:
         pipeline.run_local(inputs=[1])
 
 
+def test_async_sources_plain_ones_generators_and_classes() -> None:
+    numbers = iter(range(3))
+    seen: list[str] = []
+
+    @source
+    async def Plain() -> int:
+        await asyncio.sleep(0)
+        for number in numbers:
+            return number
+        raise StopIteration
+
+    @source
+    async def Endless() -> AsyncIterator[int]:
+        number = 10
+        while True:
+            await asyncio.sleep(0)
+            yield number
+            number += 1
+
+    @source
+    class Opened:
+        async def __aenter__(self) -> Any:
+            self.letters = iter("xyz")
+            return self
+
+        async def __aexit__(self, *exception: object) -> None:
+            seen.append("left")
+
+        async def __call__(self, cursor: Any = None) -> AsyncIterator[At[str]]:
+            for letter in self.letters:
+                yield At(letter, letter)
+
+    same = stage(lambda x: x, name="same")
+    run = Pipeline("sources", [Plain, Endless, Opened] >> same).run_local(limit=3)
+    assert sorted(map(str, run.results["same"])) == ["0", "1", "10", "11", "12", "2", "x", "y", "z"]
+    assert seen == ["left"]
+
+
 def test_parked_items_come_with_what_was_raised_and_on_done_with_totals(tmp_path: Path) -> None:
     totals: list[Any] = []
 
