@@ -630,12 +630,17 @@ class Node:
         if state is None:
             return  # its pipeline was undeployed meanwhile
         held = [(a, b) for lo, hi in ranges for a, b, fence in state.leases.overlap(lo, hi) if fence == grant.fence]
-        if held and grant.version is not None and grant.version != self.state.pipelines[state.pipeline].version_on(session.node):
-            self._propose(commands.release(queue, held, grant.fence))  # another version has come in force there meanwhile
+        if held and grant.version is not None and not self._may_still_give(session, state, grant.version):
+            self._propose(commands.release(queue, held, grant.fence))
         elif held:  # the rest was finished in the same entry, by somebody who had it from a former leader
             self._outbox.append((grant.session, replace(grant, pieces=pieces_of(state, held))))
         elif grant.request is not None:
             session.windows[queue], session.take_requests[queue] = sum(hi - lo for lo, hi in ranges), grant.request
+
+    def _may_still_give(self, session: Session, queue: QueueState, version: str) -> bool:
+        """Whether nothing has come between a take and its record: another version on that node, or a pause."""
+        pipeline = self.state.pipelines[queue.pipeline]
+        return version == pipeline.version_on(session.node) and not (queue.read_by and pipeline.is_paused(queue.read_by))
 
     # ---- what nodes say
 

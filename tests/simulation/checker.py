@@ -63,6 +63,10 @@ class Ledger(Model):
         self.hashes: dict[int, bytes] = {0: bytes(16)}
         self.ended_sessions: set[tuple[str, str]] = set()
         self.counts: dict[int, dict[str, tuple[int, ...]]] = {}
+        self.latest_wall_ms = 0  # what some machine may take for the time of day, at most
+        self._tick_ms: dict[str, int] = {}
+        self._paced_fences: set[tuple[Any, ...]] = set()
+        self._paced_level, self._paced_ms = 0.0, 0
 
     def take_in(self, entry: Entry) -> None:
         """The next committed entry."""
@@ -128,6 +132,53 @@ class Ledger(Model):
                     made = [value for parent in item.parents for at, value in pipeline.outputs(stage, parent.body) if at == number]
                     require(item.body in made, f"{queue.name}:{item_id} is no output of {[parent.body for parent in item.parents]}")
 
+    # ---- when things happen
+
+    def _due(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
+        queue = self.queues.get(fields["queue"])
+        for item in [queue.items[i] for i in fields["ids"] if i in queue.items] if queue else []:
+            if item.state == "delayed":
+                is_time = item.due_ms <= self.at_ms if item.due_ms >= 0 else -item.due_ms <= self.latest_wall_ms
+                require(is_time, f"{fields['queue']}:{item.id} is ready before its time, {item.due_ms}")
+        return super()._due(fields, blobs)
+
+    def _take(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
+        """Over any time no more is given out of a queue with a rate than that and one burst. What a machine had all the while, and is leased
+        to it anew, is not given out again: it has the fence that it had."""
+        result = super()._take(fields, blobs)
+        fence = tuple(fields["fence"])
+        if fields["queue"] == pipeline.RATED and result[0] == "ok" and fence not in self._paced_fences:
+            self._paced_fences.add(fence)
+            passed = (self.at_ms - self._paced_ms) / pipeline.RATE_INTERVAL_MS
+            self._paced_level = max(0.0, self._paced_level - passed) + result[1]["count"]
+            self._paced_ms = self.at_ms
+            require(self._paced_level <= pipeline.RATE_BURST + 1e-6, f"more of {pipeline.RATED} is given out than its rate allows")
+        return result
+
+    def _put(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
+        key, _, seq = fields["producer"]
+        before = self._ticks_of(key)
+        result = super()._put(fields, blobs)
+        if result[0] == "ok" and fields["source"] is not None and "tick_ms" in fields["source"]:
+            self._look_at_tick(key, seq, fields["source"]["tick_ms"], before)
+        return result
+
+    def _ticks_of(self, key: str) -> int | None:
+        """The time of the source's last tick, by the log."""
+        return self._tick_ms.get(key)
+
+    def _look_at_tick(self, key: str, seq: int, at_ms: int, before_ms: int | None) -> None:
+        """Ticks come in their order, none before its time, each a whole number of intervals behind the one before: one, where all are made up for."""
+        stage = key.split("/")[2]
+        require(at_ms <= self.latest_wall_ms, f"tick {seq} of {stage} is run before its time")
+        require((before_ms is None) == (seq == 1), f"tick {seq} of {stage} follows none")
+        interval_ms = round(1000 * pipeline.TICK_S[stage])
+        if before_ms is not None:
+            count, rest = divmod(at_ms - before_ms, interval_ms)
+            is_right = rest == 0 and (count == 1 if stage == "tick" else count >= 1)
+            require(is_right, f"tick {seq} of {stage} is {at_ms - before_ms} ms behind the one before it")
+        self._tick_ms[key] = at_ms
+
     def open_count(self, queue: str) -> int:
         return sum(1 for item in self.queues[queue].items.values() if item.state in OPEN)
 
@@ -171,6 +222,7 @@ class Checker:
         self._looked_at: dict[str, Configuration] = {}
         self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
         self._version_of: dict[Fence | None, str | None] = {}  # that items were given for
+        self._paused_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of a pause
         self._deployed_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of another version
 
     def of(self, life: Life) -> Facts:
@@ -414,8 +466,11 @@ class Checker:
         require(committed is not None and committed[0] == entry.term,
                 f"{life.name} applies entry {entry.index} of term {entry.term}, which nobody has committed")
         if entry.index > ledger.index:
+            ledger.latest_wall_ms = pipeline.EPOCH_MS + life.world.now_ms + life.options.wall_skew_ms_max
             ledger.take_in(entry)
         for outcome, message in zip(outcomes, (m for m, _ in decode_commands(bytes(entry.body))) if outcomes else (), strict=True):
+            if outcome.kind == "pause" and outcome.result == "ok":
+                self._paused_at[(life.node_id, message.fields["pipeline"])] = life.world.events
             if outcome.kind in ("deploy", "roll", "roll_back", "rolled_out", "undeploy"):
                 self._deployed_at[(life.node_id, message.fields["pipeline"])] = life.world.events
         expected = ledger.said.get(entry.index, [])
@@ -481,6 +536,7 @@ class Checker:
         require(known == (grant.queue, ranges), f"{life.name}: the fence {grant.fence} is given twice")
         if grant.version is not None:
             self._look_at_version(life, grant)
+            self._look_at_pause(life, grant)
         queue = life.node.state.queues.get(grant.queue)
         if queue is None:
             return  # its pipeline ended while the grant was on its way out
@@ -497,6 +553,15 @@ class Checker:
         is_new = self._deployed_at.get((life.node_id, grant.queue.partition("/")[0])) == life.world.events
         require(grant.version == in_force or is_new,
                 f"{life.name} gives {grant.queue} out for version {grant.version} where {in_force} is in force")
+
+    def _look_at_pause(self, life: Life, grant: Grant) -> None:
+        """A node is given nothing of a stage that is paused, or was not until this very event."""
+        found, queue = life.node.state.pipelines.get(grant.queue.partition("/")[0]), life.node.state.queues.get(grant.queue)
+        if found is None or queue is None or queue.read_by is None:
+            return
+        is_paused = "" in found.paused or queue.read_by in found.paused
+        is_new = self._paused_at.get((life.node_id, found.name)) == life.world.events
+        require(not is_paused or is_new, f"{life.name} gives {grant.queue} out, and its stage is paused")
 
     def told(self, life: Life, message: Message) -> None:
         """A leader answers a machine: what it says has happened is in the log."""

@@ -34,6 +34,7 @@ from tests.simulation.disk import real_disk, sim_disk
 from tests.simulation.machine import Life, Machine
 from tests.simulation.options import Options, draw
 from tests.simulation.sim_journal import Fault
+from tests.simulation.controls import Controller
 from tests.simulation.updates import Ender, Updater
 from tests.simulation.world import Network, World, host_of, PORT
 
@@ -81,6 +82,8 @@ class Simulation:
         self.updaters: list[Client] = []
         if options.deploy_every_ms:
             self.updaters.append(Updater(CLIENT_NUMBERS_FROM + 90, *common, every_ms=options.deploy_every_ms, until_ms=options.safety_ms))
+        if options.control_every_ms:
+            self.updaters.append(Controller(CLIENT_NUMBERS_FROM + 95, *common, every_ms=options.control_every_ms, until_ms=options.safety_ms))
         if options.undeploy_every_ms:
             self.updaters.append(Ender(CLIENT_NUMBERS_FROM + 91, *common, every_ms=options.undeploy_every_ms, until_ms=options.safety_ms))
 
@@ -310,6 +313,10 @@ class Simulation:
         found = Counter(item.body for item in queues[f"{pipeline.NAME}/a"].items.values())
         wrong = (emitted - found) + (found - emitted)
         require(not wrong, f"values of sources are lost or there twice: {sorted(wrong)[:5]}")
+        ticked = Counter(pipeline.tick_value(stage, number) for stage in pipeline.TICK_S for number in range(1, 1 + self.options.ticks)
+                         for _ in range(self.options.runs))
+        found = Counter(item.body for item in queues[pipeline.RATED].items.values())
+        require(ticked == found, f"ticks are lost or there twice: {sorted((ticked - found) + (found - ticked))[:5]}")
         for name, stage in pipeline.STAGE_OF.items():
             self._check_outputs(name, stage)
 

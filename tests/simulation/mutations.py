@@ -22,7 +22,7 @@ from p2pcluster.core.log import Log, Progress
 from p2pcluster.core.messages import VoteRequest
 from p2pcluster.core.node import Node
 from p2pcluster.core.queues import State
-from p2pcluster.core.records import Outcome
+from p2pcluster.core.records import Outcome, QueueState
 from p2pcluster.core.quorum import Configuration, agreed_value
 from p2pcluster.core.raft import HardState, Raft, Role
 from p2pcluster.core.ranges import RangeSet
@@ -493,6 +493,28 @@ def _gives_before_the_plan(original: Any) -> Any:
     return lambda self, session, queue: session.has_reported and queue.pipeline in session.versions
 
 
+def _gives_of_paused(original: Any) -> Any:
+    def room_behind(self: Node, queue: QueueState) -> int:
+        pipeline = self.state.pipelines.get(queue.pipeline)
+        paused = {} if pipeline is None else dict(pipeline.paused)
+        if pipeline is not None:
+            pipeline.paused.clear()
+        room: int = original(self, queue)
+        if pipeline is not None:
+            pipeline.paused.update(paused)
+        return room
+
+    return room_behind
+
+
+def _forgets_pauses(original: Any) -> Any:
+    def load_projects(self: State, *row: Any) -> None:
+        original(self, *row)
+        self.pipelines[row[0]].paused.clear()
+
+    return load_projects
+
+
 def stays_where_it_does_not_start() -> list[Patch]:
     """Nobody notices what does not start."""
     return [mock.patch.object(rollouts, "_failures", lambda pipeline, rolled: iter(()))]
@@ -526,7 +548,11 @@ SWAPPING: dict[str, Any] = {**SLOW_DISKS, "crash_every_ms": 2_500, "down_ms_max"
 ALONE: dict[str, Any] = {**SLOW_DISKS, "voters": 1, "machines": 2}
 GROWING: dict[str, Any] = {**HARD, "voters": 1, "machines": 4}
 
+CONTROLLED: dict[str, Any] = {**HARD, "control_every_ms": 200}
+
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation("what is paused is given", swap(Node, "_room_behind", _gives_of_paused), "its stage is paused", CONTROLLED),
+    Mutation("a loaded pipeline is not paused", swap(State, "_load_projects", _forgets_pauses), "paused|hash", CONTROLLED),
     Mutation("skipped fsync", skipped_fsync, "forgot|lost|wrote", HARD),
     Mutation("vote not stored", swap(Life, "_next_write", _vote_not_stored), "own vote is not durable|a vote in term", SIM),
     Mutation("term not stored", swap(Life, "_next_write", _term_not_stored), "which is not durable|forgot term", HARD),

@@ -58,7 +58,10 @@ class Options:
     client_puts: int = 12
     process_dies_share: float = 0.004
     janitor_every_ms: int = 0  # somebody looks at the parked items
+    control_every_ms: int = 0  # somebody pauses, resumes and scales stages
     runs: int = 1
+    ticks: int = 8  # of each source that is called so often, until it ends
+    wall_skew_ms_max: int = 300  # by which machines' ideas of the time of day are wrong
     deploy_every_ms: int = 0  # new versions of the pipeline, some of which do not start
     undeploy_every_ms: int = 0  # a second pipeline comes and goes
     # phases
@@ -97,7 +100,8 @@ def draw(seed: int, **given: Any) -> Options:
         change_crash_share=random.choice((0.0, 0.0, 0.2)),
         gen_items=random.randrange(8, 40), cursor_items=random.randrange(4, 16), clients=random.randrange(1, 4),
         client_puts=random.randrange(3, 11), process_dies_share=random.choice((0.0, 0.004, 0.02)),
-        janitor_every_ms=sometimes(0.3, 300, 2000), runs=2 if random.random() < 0.1 else 1,
+        janitor_every_ms=sometimes(0.3, 300, 2000), runs=2 if random.random() < 0.1 else 1, ticks=random.randrange(3, 12), wall_skew_ms_max=random.choice((0, 50, 1500)),
         deploy_every_ms=sometimes(0.3, 300, 3000), undeploy_every_ms=sometimes(0.2, 300, 3000),
+        control_every_ms=sometimes(0.3, 100, 1500),
     )
     return replace(options, **given)

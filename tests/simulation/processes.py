@@ -240,6 +240,17 @@ def cut(lengths: Any, body: Any) -> list[bytes]:
 class SimSource(SimProcess):
     """Emits the values of one shard, from where the log says that it stands."""
 
+    _is_paused = False
+    _has_begun = False
+
+    def on_pause(self, message: Message) -> None:
+        self._is_paused = True
+
+    def on_resume(self, message: Message) -> None:
+        self._is_paused = False
+        if self._has_begun:
+            self._emit()
+
     def on_begin(self, message: Message) -> None:
         fields = message.fields
         self._values = pipeline.source_values(self.spec.stage, self.spec.shard, self.life.options)
@@ -247,6 +258,7 @@ class SimSource(SimProcess):
         self._at = self._start(message)
         self._seq = self._acked = fields["seq"]
         self._has_ended = False
+        self._has_begun = True
         batches = len(self._values) / 2.5
         self._pause_ms = max(1, int(0.9 * self.life.options.safety_ms / batches)) if self.world.random.random() < 0.8 else 10
         self._emit()
@@ -260,7 +272,7 @@ class SimSource(SimProcess):
         return count
 
     def _emit(self) -> None:
-        if self._seq - self._acked >= config.SOURCE_BATCHES_IN_FLIGHT or self._has_ended:
+        if self._seq - self._acked >= config.SOURCE_BATCHES_IN_FLIGHT or self._has_ended or self._is_paused:
             return
         random = self.world.random
         if self._at < len(self._values) and random.random() < self.life.options.process_dies_share:
@@ -291,6 +303,55 @@ class SimSource(SimProcess):
             self._emit()
 
 
+class SimTicker(SimProcess):
+    """A source with `every_s`: told a tick, it emits one value, or after so many its end."""
+
+    _is_paused = _is_running = False
+
+    def on_begin(self, message: Message) -> None:
+        self._seq: int = message.fields["seq"]
+        self._told: list[tuple[int, int]] = []
+
+    def on_pause(self, message: Message) -> None:
+        self._is_paused = True
+
+    def on_resume(self, message: Message) -> None:
+        self._is_paused = False
+        if hasattr(self, "_told"):
+            self._go_on()
+
+    def on_tick(self, message: Message) -> None:
+        self._told.append((message.fields["seq"], message.fields["at_ms"]))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._is_running or self._is_paused or not self._told:
+            return
+        number, at_ms = self._told.pop(0)
+        if number <= self._seq:
+            self.world.mark(self.life.name, "hears a tick again", self.spec.stage, number)
+            self._go_on()
+            return
+        assert number == self._seq + 1, "a tick is left out"
+        self._is_running = True
+        self.later(self.world.random.choice((1, 5, 100, 1_500)), lambda: self._finish(number, at_ms))
+
+    def _finish(self, number: int, at_ms: int) -> None:
+        if self.world.random.random() < 5 * self.life.options.process_dies_share:
+            self.end("died of signal 9 (SIGKILL)", ["it died"])
+            return
+        self.world.mark(self.life.name, "runs a tick", self.spec.stage, number)
+        self._is_running, self._seq = False, number
+        ends = number > self.life.options.ticks
+        blobs = () if ends else pipeline.pack([pipeline.tick_value(self.spec.stage, number)])
+        source = {"finished": ends, "tick_ms": at_ms, "count": number - ends}
+        self.say(Message("put", {"seq": number, "ports": [] if ends else [{"port": 0}], "source": source}, tuple(blobs)))
+        self._go_on()
+
+    def on_ack(self, message: Message) -> None:
+        """The leader tells the next tick when this one is in the log."""
+
+
 class SimOnDone(SimProcess):
     """What comes after a run."""
 
@@ -311,4 +372,6 @@ ROLES: dict[str, type[SimProcess]] = {"stage": SimStage, "source": SimSource, "o
 
 def process_for(spec: Spec) -> type[SimProcess]:
     """What a process is that was started for this."""
+    if spec.stage in pipeline.TICK_S:
+        return SimTicker
     return SimBatches if spec.stage == "eat" else ROLES[spec.role]
