@@ -222,7 +222,8 @@ class Checker:
         self._looked_at: dict[str, Configuration] = {}
         self._grants: dict[Fence, tuple[str, list[tuple[int, int]]]] = {}
         self._version_of: dict[Fence | None, str | None] = {}  # that items were given for
-        self._paused_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of a pause
+        self._paused: dict[tuple[str, str], frozenset[str]] = {}  # by node and pipeline, the stages that it knew to be paused
+        self._paused_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of one more
         self._deployed_at: dict[tuple[str, str], int] = {}  # by node and pipeline, the event in which it heard last of another version
 
     def of(self, life: Life) -> Facts:
@@ -469,10 +470,13 @@ class Checker:
             ledger.latest_wall_ms = pipeline.EPOCH_MS + life.world.now_ms + life.options.wall_skew_ms_max
             ledger.take_in(entry)
         for outcome, message in zip(outcomes, (m for m, _ in decode_commands(bytes(entry.body))) if outcomes else (), strict=True):
-            if outcome.kind == "pause" and outcome.result == "ok":
-                self._paused_at[(life.node_id, message.fields["pipeline"])] = life.world.events
             if outcome.kind in ("deploy", "roll", "roll_back", "rolled_out", "undeploy"):
                 self._deployed_at[(life.node_id, message.fields["pipeline"])] = life.world.events
+        for name, pipeline_state in state.pipelines.items():
+            paused = frozenset(pipeline_state.paused)
+            if paused - self._paused.get((life.node_id, name), frozenset()):
+                self._paused_at[(life.node_id, name)] = life.world.events
+            self._paused[(life.node_id, name)] = paused
         expected = ledger.said.get(entry.index, [])
         require(said(outcomes) == expected,
                 f"{life.name}, entry {entry.index}: {said(outcomes)} came out instead of {expected}")
