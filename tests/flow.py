@@ -75,13 +75,17 @@ class StageProcess(Process):
             for size in lengths_of(lengths):
                 values.append(data[start : start + size])
                 start += size
-        self.works.append({"number": message.fields["work"], "values": values, "at": 0})
+        self.works.append({"number": message.fields["work"], "values": values, "at": 0, "parts": 0})
+
+    def on_part_ack(self, message: Message) -> None:
+        assert message.fields["is_kept"], "nobody takes anything from a machine here"
 
     def on_recall(self, message: Message) -> None:
         for work in self.works:
             if work["number"] == message.fields["work"]:
-                del work["values"][work["at"] :]
-                self.say("returned", work=work["number"], kept=work["at"])
+                kept = work["at"] + (work["parts"] > 0)
+                del work["values"][kept:]
+                self.say("returned", work=work["number"], kept=kept)
         self.works = deque(work for work in self.works if work["at"] < len(work["values"]))
 
     def work(self) -> bool:
@@ -89,23 +93,43 @@ class StageProcess(Process):
             return False
         work = self.works[0]
         value = work["values"][work["at"]]
+        flow = self.machine.flow
+        found = flow.emits(self.spec.stage, value)[work["parts"] * (flow.part_size or 0) :]
+        if flow.part_size is not None and len(found) > flow.part_size:
+            ports, blobs = _together(found[: flow.part_size])
+            self.say("part", tuple(blobs), work=work["number"], part=work["parts"], ports=ports)
+            work["parts"] += 1
+            return True
+        parts, work["parts"] = work["parts"], 0
         work["at"] += 1
         self.ran += 1
         if work["at"] == len(work["values"]):
             self.works.popleft()
-        flow = self.machine.flow
         flow.ran.append((flow.now_ms, self.spec.stage, value))
         if flow.fails(self.spec.stage, value):
             self.say("failed", work=work["number"], elapsed_us=1000.0, error={"type": "E", "text": "E: no", "traceback": None})
             return True
+        if parts:
+            ports, blobs = _together(found)
+            self.say("done", tuple(blobs), work=work["number"], count=1, elapsed_us=1000.0, ports=ports, whole=True, parts=parts)
+            return True
         ports, blobs = [], []
-        found = flow.emits(self.spec.stage, value)
         for port in sorted({port for port, _ in found}):
             group = [body for number, body in found if number == port]
             ports.append({"port": port, "counts": True})
             blobs += [lengths_blob(map(len, group)), b"".join(group), lengths_blob([len(group)])]
         self.say("done", tuple(blobs), work=work["number"], count=1, elapsed_us=1000.0, ports=ports)
         return True
+
+
+def _together(found: list[tuple[int, bytes]]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    ports: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for number in sorted({number for number, _ in found}):
+        group = [body for port, body in found if port == number]
+        ports.append({"port": number})
+        blobs += [lengths_blob(map(len, group)), b"".join(group)]
+    return ports, blobs
 
 
 class SourceProcess(Process):
@@ -188,6 +212,7 @@ class Flow:
         self.ports_of = {record["name"]: len(record["ports"]) for record in manifest["stages"]}
         self.emits: Emits = lambda stage, value: [(0, value)] if self.ports_of[stage] else []
         self.fails: Callable[[str, bytes], bool] = lambda stage, value: False
+        self.part_size: int | None = None  # what an item emits beyond so many values goes ahead in parts
         self.sources: dict[str, list[bytes]] = {}
         self.ran: list[tuple[int, str, bytes]] = []
         self.ticked: list[tuple[int, int, int]] = []  # when, which, and for what time since the start

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from array import array
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from p2pcluster import config
+from p2pcluster import Pipeline, Queue, config, sink, source, stage
 from p2pcluster.core import context as contexts
 from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Executor, Kill, Send, Start, ToLeader
 from p2pcluster.process import position_bytes, ran_before
 from p2pcluster.together import BatchRunner
 from p2pcluster.worker import Work
+from tests.flow import Flow
 
 WAIT_MS = 50
+
+
+def nothing(*arguments: Any) -> None:
+    """What the functions do is said by a `Flow`."""
 
 
 class Machine:
@@ -147,6 +153,43 @@ def test_parts_go_under_the_fence_of_their_item_and_a_refused_one_gives_it_back(
     machine.says("lost", 40, work=1, count=1)
     (release,) = machine.asked("release", "fail")
     assert (release.kind, release.fields["ranges"], release.fields["fence"]) == ("release", [[1, 2]], ["here", "boot", 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_comes_in_parts_holds_nobody_up_for_good(seed: int) -> None:
+    """Each item becomes many times what the queues behind it hold, on a diamond, while some of the items fail half way."""
+    random = Random(seed)
+    spread = stage(nothing, name="Spread", processes=3, retries=1, backoff_s=0.01)
+    left, right = (stage(nothing, name=name, processes=1) for name in ("Left", "Right"))
+    flow = Flow(Pipeline("f", source(nothing, name="G") >> Queue("q", maxsize=4) >> spread >> [
+        Queue("a", maxsize=3) >> left, Queue("b", maxsize=2) >> right] >> Queue("c", maxsize=2) >> sink(nothing, name="S")).manifest(), random, machines=2)
+    flow.sources["G"] = [b"v%d" % number for number in range(12)]
+    flow.part_size = 4
+    flow.emits = lambda name, value: [(0, b"%s.%d" % (value, n)) for n in range(17)] if name == "Spread" else [(0, value)] * (name != "S")
+    flow.fails = lambda name, value: name == "Spread" and random.random() < 0.2
+    flow.pass_time(8_000)
+    assert flow.is_done
+    parked = len(flow.queue("q").parked)
+    assert (flow.queue("a").put, flow.queue("b").put, flow.queue("c").done) == ((12 - parked) * 17, (12 - parked) * 17, (12 - parked) * 34)
+    assert len(flow.queue("a").hidden) == len(flow.queue("b").hidden) == 0
+
+
+def test_keys_of_a_queue_that_is_fed_from_outside_are_forgotten_after_a_day_and_not_one_by_one() -> None:
+    flow = Flow(Pipeline("f", Queue("in") >> sink(nothing, name="S", processes=1)).manifest(), Random(0))
+    day_ms, few_ms = int(1000 * config.KEY_RETENTION_S), int(1000 * config.KEYS_FORGOTTEN_S)
+    flow.pass_time(2_000)
+    flow.put("in", [b"v"], keys=b'["first"]')
+    flow._tick(few_ms // 2)
+    flow.put("in", [b"v"], keys=b'["second"]')
+    flow._tick(day_ms - few_ms)
+    flow.pass_time(2_000)
+    assert len(flow.queue("in").keys) == 2
+    flow._tick(few_ms // 2)
+    flow.pass_time(2_000)
+    assert len(flow.queue("in").keys) == 2, "the first is a day old, and alone so"
+    flow._tick(few_ms)
+    flow.pass_time(2_000)
+    assert len(flow.queue("in").keys) == 0
 
 
 # --- Tasks ------------------------------------------------------------------------------------------------------------
