@@ -207,7 +207,7 @@ def queue_record(shown: View, queue: QueueState) -> Record:
     oldest_ms = queue.oldest_ms()
     return {"queue": queue.name, "ready": len(queue.ready), "leased": len(queue.leases), "delayed": len(queue.delayed),
             "parked": len(queue.parked), "put": queue.put, "done": queue.done, "next_id": queue.next_id,
-            "closed": queue.closed, "open_bytes": queue.open_bytes, "keys": len(queue.keys),
+            "closed": queue.closed, "open_bytes": queue.open_bytes, "keys": len(queue.keys), "hidden": len(queue.hidden),
             "oldest_ms": None if oldest_ms is None else max(0, shown.state.at_ms - oldest_ms)}
 
 
