@@ -357,6 +357,9 @@ def test_the_defaults_of_a_stage_are_those_of_the_code() -> None:
     (f"up to {config.BACKOFF_MAX_S:g} s", config.BACKOFF_MAX_S),
     (f"for at most {config.DRAIN_S:g} s", config.DRAIN_S),
     (f"It has {config.PLACEMENT_S:g} s,", config.PLACEMENT_S),
+    (f"the last {config.LOG_RING_LINES:,} lines of each stage", config.LOG_RING_LINES),
+    (f"more than {config.LOG_LINES_PER_S_MAX:,} lines in a second", config.LOG_LINES_PER_S_MAX),
+    (f"{2 * config.LOG_FILE_BYTES >> 20} MiB of it at most, with the file before; {config.LOGS_BYTES_MAX >> 20} MiB for all", config.LOG_FILE_BYTES),
 ])
 def test_each_limit_is_that_of_the_code(words: str, value: float) -> None:
     assert words in " ".join(README.split()), f"the README should say {words!r}"
