@@ -182,14 +182,21 @@ class Producer(Client):
     def __init__(self, *arguments: Any, puts: int) -> None:
         super().__init__(*arguments)
         random = self.world.random
-        self._batches: deque[tuple[list[bytes], list[str] | None]] = deque()
+        self._batches: deque[tuple[list[bytes], list[str] | None, dict[str, int]]] = deque()
         for at in range(puts):
             values = [b"in%d:%d.%d" % (self.number, at, part) for part in range(random.randrange(1, 4))]
-            self._batches.append((values, [value.decode() for value in values] if random.random() < 0.5 else None))
-        self.put: list[bytes] = [value for values, _ in self._batches for value in values]
+            keys = [value.decode() for value in values] if random.random() < 0.5 else None
+            self._batches.append((values, keys, self._waits()))
+        self.put: list[bytes] = [value for values, _, _ in self._batches for value in values]
         self._seq = 1
         self._name = self._new_name()
         self._pause_ms = max(2, int(1.8 * self.world.options.safety_ms / puts))
+
+    def _waits(self) -> dict[str, int]:
+        """Some are for later."""
+        random = self.world.random
+        at_ms = pipeline.EPOCH_MS + random.randrange(self.world.options.safety_ms)
+        return random.choice(({}, {}, {"delay_ms": random.randrange(2_000)}, {"at_ms": at_ms}))
 
     def _new_name(self) -> str:
         return f"client:{self.world.random.getrandbits(64):016x}"
@@ -199,9 +206,9 @@ class Producer(Client):
             self.is_done = True
             self._drop()
             return
-        values, keys = self._batches[0]
+        values, keys, waits = self._batches[0]
         blob = None if keys is None else str(keys).replace("'", '"').encode()
-        self._ask(commands.put(self._name, 1, self._seq, [Port([IN], *pipeline.pack(values), None, blob)]))
+        self._ask(commands.put(self._name, 1, self._seq, [Port([IN], *pipeline.pack(values), None, blob, **waits)]))
 
     def on_answer(self, asked: Message, answer: Message) -> None:
         if answer.fields["result"] == "refused":

@@ -75,6 +75,7 @@ class Machine:
         self._waiting: list[Callable[[], None]] = []
         self._clock_behind_ms = world.random.randrange(100_000)
         self._slept_ms = 0
+        self._wall_skew_ms = world.random.randint(-self.options.wall_skew_ms_max, self.options.wall_skew_ms_max)
 
     @property
     def name(self) -> str:
@@ -87,6 +88,10 @@ class Machine:
     def clock_ms(self) -> int:
         """What the machine's monotonic clock says."""
         return self.world.now_ms + self._clock_behind_ms
+
+    def wall_ms(self) -> int:
+        """What its clock on the wall says."""
+        return pipeline.EPOCH_MS + self.world.now_ms + self._wall_skew_ms
 
     # ---- lives
 
@@ -445,7 +450,7 @@ class Life:
 
     def _tick(self) -> None:
         now_ms = self.now_ms()
-        self.node.tick(now_ms)
+        self.node.tick(now_ms, self.machine.wall_ms())
         self.executor.tick(now_ms, {key: process.position for key, process in self.processes.items()})
         self.peers.tick(now_ms / 1000)
         self.neighbours.tick(now_ms)

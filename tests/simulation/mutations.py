@@ -17,15 +17,18 @@ from unittest import mock
 from p2pcluster.core import rollouts
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import read_ports
+from p2pcluster.core.delays import Delayed
 from p2pcluster.core.executor import Executor
 from p2pcluster.core.log import Log, Progress
 from p2pcluster.core.messages import VoteRequest
 from p2pcluster.core.node import Node
+from p2pcluster.core.pacing import Pacers
 from p2pcluster.core.queues import State
 from p2pcluster.core.records import Outcome, QueueState
 from p2pcluster.core.quorum import Configuration, agreed_value
 from p2pcluster.core.raft import HardState, Raft, Role
 from p2pcluster.core.ranges import RangeSet
+from p2pcluster.core.ticks import Ticker
 from p2pcluster.journal import Recovered, Write
 from p2pcluster.neighbours import Neighbours
 from tests.simulation.cluster import run
@@ -539,6 +542,39 @@ def _ids_again(original: Any) -> Any:
     return apply_undeploy
 
 
+# ---- when things happen
+
+
+def _ticks_early(original: Any) -> Any:
+    return lambda self, state, owners, wall_ms: original(self, state, owners, wall_ms + 300)
+
+
+def _due_early(original: Any) -> Any:
+    return lambda self, cluster_ms, wall_ms, count: original(self, cluster_ms + 200, wall_ms + 200, count)
+
+
+def each_leader_has_a_bucket() -> list[Patch]:
+    """What went through is not in the log."""
+    def begin(self: Node) -> None:
+        self._pacers = Pacers()
+        original(self)
+
+    original = Node._begin_serving
+    return [mock.patch.object(State, "_pace", lambda *arguments: None), mock.patch.object(Node, "_begin_serving", begin)]
+
+
+def _gives_all(original: Any) -> Any:
+    return lambda self, name, full_ns, interval_ns, now_ms, wanted: wanted
+
+
+def _waits_not(original: Any) -> Any:
+    def append(self: State, queue: Any, port: Any, *more: Any) -> int:
+        count: int = original(self, queue, port._replace(delay_ms=None, at_ms=None), *more)
+        return count
+
+    return append
+
+
 HARD: dict[str, Any] = {"crash_every_ms": 900, "machines": 5, "voters": 3, "late": 0, "real_journal": False}
 SIM: dict[str, Any] = {"real_journal": False}
 UPDATED: dict[str, Any] = {**HARD, "deploy_every_ms": 400, "undeploy_every_ms": 400}
@@ -605,6 +641,12 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("parts of a grant given twice", grants_twice, "two valid fences|given twice|holds an item", SIM),
     Mutation("a fence used again", swap(Node, "_grant", _fence_again), "given twice", SIM),
     Mutation("a put answered before it is committed", swap(Node, "_admit", _answers_early), "acknowledged put is lost", SIM),
+    Mutation("a tick before its time", swap(Ticker, "look", _ticks_early), "before its time", {**SIM, "wall_skew_ms_max": 0}),
+    Mutation("ticks that are not noted", swap(State, "_note_tick", _nothing), "is not the log's|behind the one before", SIM),
+    Mutation("an item before its time", swap(Delayed, "due", _due_early), "ready before its time", SIM),
+    Mutation("a put that does not wait", swap(State, "_append", _waits_not), "is not the log's|instead of", SIM),
+    Mutation("a rate that is not kept", swap(Pacers, "allowed", _gives_all), "than its rate allows", SIM),
+    Mutation("a bucket for each leader", each_leader_has_a_bucket, "is not the log's|than its rate allows", HARD),
     Mutation("items that wait go to the next version", swap(Executor, "_replace_stage", _keeps_what_waits), "in a process of version", UPDATED),
     Mutation("items for a version that is not in force", swap(Node, "_may_be_given", _gives_before_the_plan), "is in force", UPDATED),
     Mutation("a version that does not start stays", stays_where_it_does_not_start, "no progress", UPDATED),

@@ -25,6 +25,10 @@ FLAKY_OF_100 = 8  # and that fail at the first one
 KILLER_OF_1000 = 8  # and that end the process that runs them, every time
 SLOW_OF_1000 = 4  # and that run until the stage's timeout, the first time
 TIMEOUT_S = 0.5
+TICK_S = {"tick": 0.4, "beat": 0.7}  # sources that are called so often
+RATE, RATE_INTERVAL_MS, RATE_BURST = "8/s", 125, 1
+RATED = f"{NAME}/t"  # the queue that is emptied at that rate
+EPOCH_MS = 1_700_000_000_000  # the time of day when the simulation begins
 BATCH = 3  # values that `eat` is called with together
 IN_PARTS_OF_100 = 60  # values of which `right` emits all but the last output ahead of its end
 
@@ -48,17 +52,20 @@ def _queue(name: str, read_by: str | None = None, maxsize: int | None = None, ou
 
 MANIFEST: dict[str, Any] = {
     "format": 1, "pipeline": NAME, "back_edges": [], "on_done": True, "params": None, "placement": False,
-    "order": ["gen", "cur", "left", "right", "out", "eat"],
+    "order": ["gen", "cur", "tick", "beat", "left", "right", "out", "eat", "tock"],
     "stages": [
         _stage("gen", "source", None, [["a"]], 1, shape="generator"),
         _stage("cur", "source", None, [["a", "d"]], 2, shape="generator", resumable=True, sharded=True),
+        _stage("tick", "source", None, [["t"]], 1, every_s=TICK_S["tick"], missed="all"),
+        _stage("beat", "source", None, [["t"]], 1, every_s=TICK_S["beat"]),
         _stage("left", "stage", "a", [["b"]], "auto", timeout_s=TIMEOUT_S),
         _stage("right", "stage", "b", [["c"], ["d"]], 2, shape="generator"),
-        _stage("out", "sink", "c", [], 1),
+        _stage("out", "sink", "c", [], 1, max_items=9),
         _stage("eat", "stage", "in", [["eat.results"]], 1, batch=BATCH),
+        _stage("tock", "sink", "t", [], 1, rate=RATE),
     ],
     "queues": [_queue("a", "left", 24), _queue("b", "right", 16), _queue("c", "out", 200), _queue("d"),
-               _queue("in", "eat", 40, outside=True), _queue("eat.results", results=True)],
+               _queue("in", "eat", 40, outside=True), _queue("eat.results", results=True), _queue("t", "tock", 30)],
 }
 STAGE_OF = {f"{NAME}/{stage['reads']}": stage["name"] for stage in MANIFEST["stages"] if stage["reads"]}
 
@@ -146,6 +153,11 @@ def source_values(stage: str, shard: int, options: Options) -> list[bytes]:
     """All that a shard of a source emits."""
     count = options.gen_items if stage == "gen" else options.cursor_items
     return [b"%s%d:%d" % (stage.encode(), shard, number) for number in range(count)]
+
+
+def tick_value(stage: str, number: int) -> bytes:
+    """What a tick emits."""
+    return b"%s:%d" % (stage.encode(), number)
 
 
 def pack(values: Iterable[bytes]) -> tuple[bytes, bytes]:

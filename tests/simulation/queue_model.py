@@ -143,7 +143,7 @@ MANIFESTS = {
     # Nothing but a queue that is fed from outside.
     "w1": _manifest("w", [_stage("eat", "sink", "x", [], retries=1, parked_share_max=0.4)], [_queue("x", "eat", outside=True)]),
 }
-INTERVALS_NS = {None: 0, "100/s": 10_000_000, "7/m": 8_571_428_571, "50/s": 20_000_000}  # from one item of a rate to the next
+INTERVALS_NS = {None: 0, "8/s": 125_000_000, "100/s": 10_000_000, "7/m": 8_571_428_571, "50/s": 20_000_000}  # from one item of a rate to the next
 BUNDLE = b"PK\x05\x06"
 
 

@@ -56,7 +56,7 @@ def test_every_fault_happens_and_what_it_leads_to(outcomes: list[Outcome]) -> No
         "is cut for tcp and udp", "is wiped", "leaves", "member_left ok", "stops", "ends", "founds", "joins",
         "begins a joint change", "dies behind a change of the configuration", "cuts its log off from", "loads entries",
         "sends a snapshot at", "becomes the snapshot at", "put already", "put stale_epoch", "done already", "fail stale_fence",
-        "release already", "session_end ok", "retry ok", "discard ok", "due ok", "on_done_ran ok",
+        "release already", "session_end ok", "retry ok", "discard ok", "due ok", "on_done_ran ok", "runs a tick",
         "deploy ok", "roll ok", "rolled_out ok", "roll_back ok", "undeploy ok", "undeploy items_remain",
         *(f"stays {how}" for how in ("dead", "silent", "cut", "one way", "udp only")),
     ]
