@@ -84,7 +84,8 @@ def test_options_are_told_so_that_they_can_be_given_again() -> None:
 QUICK = (
     "skipped fsync", "vote not stored", "own log counted before the commit", "a snapshot that carries the vote",
     "commit by counting an older term", "configuration before the no-op", "a learner that refuses to vote", "votes for any log",
-    "done applied twice", "parts that are seen at once", "parts that outlive their lease", "parts of a grant given twice", "a lease that outlives its session", "an apply that reads the clock",
+    "done applied twice", "parts that are seen at once", "parts that outlive their lease", "parts of a grant given twice",
+    "a lease that outlives its session", "an apply that reads the clock", "a tick before its time", "a rate that is not kept",
     "items for a version that is not in force", "a roll-out that is forgotten",
 )
 
