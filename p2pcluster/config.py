@@ -87,7 +87,7 @@ HELD_PUTS_MAX = 100  # of one client, for want of room in their queues: whoever 
 HELD_BYTES_MAX = 64 * MIB  # ...and what these may hold of the leader's memory
 WAITS_MAX = 100  # of one client, for runs to be done
 PARKED_ITEMS_MAX = 200  # of one answer about parked items: each may bring a traceback and those lines, 60 KB in all
-RATE_BURST_S = 0.1  # of a rate that may come at once: the clock is looked at several times in it, and whoever is spared by the rate bears it
+RATE_BURST_S = 0.1  # of a rate may come at once: some looks at the clock, and what whoever the rate is to spare can bear
 TAKE_RECORD_DELAY_MS = 50  # a lease's record waits this long for another command to ride with
 
 # --- The journal ----------------------------------------------------------------------------------------------------

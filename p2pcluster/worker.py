@@ -502,7 +502,7 @@ class SourceRunner:
         sizes = [queues[name]["maxsize"] for port in stage["ports"] for name in port["queues"]]
         self._batch_max = max(1, min([config.WORK_ITEMS_MAX, *[size // 8 for size in sizes if size is not None]]))
         self._in_flight_max = config.SOURCE_BATCHES_IN_FLIGHT
-        if stage["rate"] is not None:  # what is on its way when the node stops is taken in at once: no more than the rate lets through together
+        if stage["rate"] is not None:  # what is on its way when the node stops is taken in all the same: no more than one burst
             self._batch_max, self._in_flight_max = min(self._batch_max, burst_of(interval_ns_of(stage["rate"]))), 1
         self._lock = threading.Condition()
         self._buffer: list[Any] = []  # of each value its bytes, for the first port, or a list of (port, bytes)
@@ -764,8 +764,8 @@ class SourceRunner:
 
 
 class TickRunner(SourceRunner):
-    """Runs one shard of a source with `every_s`: the function for each tick that the leader tells, and all that it emits for one in a single
-    put, which has the tick's number. A tick that another leader tells once more is not run again."""
+    """Runs one shard of a source with `every_s`: the function for each tick that the leader tells, and all that it emits for one in a
+    single put, which has the tick's number. A tick that another leader tells once more is not run again."""
 
     def __init__(self, *arguments: Any, on_tick: Callable[[int], None]) -> None:
         super().__init__(*arguments)
@@ -1109,13 +1109,20 @@ def _print_manifest(folder: str, project: dict[str, Any]) -> int:
         where = f"{os.path.basename(error.filename or '?')}, line {error.lineno}"
         answer = {"error": f"{where}: {error.msg}: correct it and try again", "code": ProjectError.code, "traceback": traceback.format_exc()}
     except BaseException as error:  # the module may raise anything, SystemExit too: it is the answer
-        remedy = "correct it, or install what it imports" if isinstance(error, ImportError) else "correct it; --verbose shows the traceback"
+        remedy = _import_remedy(error, project) if isinstance(error, ImportError) else "correct it; --verbose shows the traceback"
         answer = {"error": f"importing {project['module']} raised {_raised(error, folder)}: {remedy}", "code": ProjectError.code,
                   "traceback": traceback.format_exc()}
     with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
         out.write(json.dumps(answer) + "\n")
         out.close()
     return 0
+
+
+def _import_remedy(error: ImportError, project: dict[str, Any]) -> str:
+    if "no known parent package" in str(error) and "." not in project["module"]:
+        return ("a file that imports from its package with a dot is run by a pyproject.toml in the folder that holds the package: "
+                f'pipeline = "PACKAGE.{project["module"]}:VARIABLE" under [tool.p2pcluster]')
+    return "correct it, or install what it imports"
 
 
 def _raised(error: BaseException, folder: str) -> str:

@@ -34,7 +34,8 @@ def _stage(name: str, kind: str, reads: str | None, outputs: Sequence[str], retr
     return {"name": name, "kind": kind, "reads": reads, "retries": retries, "processes": 1, "shape": "function",
             "ports": [{"label": None, "queues": list(outputs)}] if outputs else [], "per_node": None, "where": None, "backoff_s": 1.0,
             "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05, "concurrency": 1, "resumable": True,
-            "sharded": False, "rate": None, "every_s": None, "missed": "skip", "max_items": None, "parked_share_max": None, "defined_at": "pipeline.py:1"}
+            "sharded": False, "rate": None, "every_s": None, "missed": "skip", "max_items": None,
+            "parked_share_max": None, "defined_at": "pipeline.py:1"}
 
 
 def _queue(name: str, read_by: str | None, outside: bool = False, results: bool = False, codec: str = "pickle",

@@ -19,7 +19,7 @@ def by_clock(at_ms: int) -> int:
 
 
 class Delayed(dict[int, int]):
-    """By id when each item is due. Two lines say which comes next in each time; an entry counts as long as this says the same of its items."""
+    """By id when each item is due. Two lines say which comes next in each time; an entry of theirs counts as long as this agrees."""
 
     def __init__(self) -> None:
         super().__init__()

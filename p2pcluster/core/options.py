@@ -104,7 +104,7 @@ _SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
 def rate_per_s(rate: str) -> float:
-    """How many items a second `"100/s"`, `"30/m"` or `"0.5/h"` allow. Raises `ValueError` for other text, and for what is no rate in practice."""
+    """How many items a second `"100/s"`, `"30/m"` or `"0.5/h"` allow. Raises `ValueError` for other text, and what is none in practice."""
     match = _RATE.fullmatch(rate)
     per_s = 0.0 if match is None else float(match[1]) / _SECONDS_OF_UNIT[match[2]]
     if not 1e-9 <= per_s <= 1e9:

@@ -273,7 +273,9 @@ class Stage(Joinable[P, R_co]):
         if self.options.processes == "auto":
             raise GraphError(f'{blame}: a source has no queue that "auto" could go by; give a number of processes')
         if self.options.max_items is not None and self.is_generator and not self.resumable and self.options.every_s is None:
-            raise GraphError(f"{blame}: a fresh process would run the generator from its start, over and over; take `cursor`, or leave max_items out")
+            raise GraphError(
+                f"{blame}: a fresh process would run the generator from its start, over and over; take `cursor`, or leave max_items out"
+            )
         if self.options.processes > 1 and self.options.every_s is not None and not self.sharded:
             raise GraphError(f"{blame}: {self.options.processes} processes would each run every tick; take `shard, shards`")
         if self.options.processes > 1 and self.is_generator and not self.sharded:

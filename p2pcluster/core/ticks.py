@@ -34,8 +34,8 @@ def next_ms(stage: dict[str, Any], last_ms: int | None, wall_ms: int) -> int:
 
 
 class Ticker:
-    """The leader's word to the processes of such sources: it tells each tick once, to whoever the source is assigned to, and the next one when
-    what came of it is in the log. A process that has heard of a tick already, from another leader, does not run it again."""
+    """The leader's word to the processes of such sources: it tells each tick once, to whoever the source is assigned to, and the next one
+    when what came of it is in the log. A process that has heard of a tick already, from another leader, does not run it again."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[str, int, int]] = {}  # by producer the session, the assignment's epoch, and the tick's number

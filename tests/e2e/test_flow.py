@@ -1,4 +1,4 @@
-"""When things happen, on a real node: rates, values that wait, ticks, processes that make way, a stage that stops by itself; and a kill between."""
+"""When things happen, on a real node that is killed: rates, values that wait, ticks, processes that make way, a stage that stops by itself."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_stage_at_which_too_much_is_parked_stops_with_an_alarm_until_told_or_u
         cluster.put_many("texts", [f"no number {number}" for number in range(120)])
         (alarm,) = wait_for(lambda: [text for text in cluster.status()["alarms"] if "Parse" in text], "the alarm")
         assert "more than its parked_share_max=0.5 (parked list says why); to go on, run resume Parse, or deploy a version" in alarm, alarm
-        parked = wait_for(lambda: queue(site, "texts")["leased"] == 0 and queue(site, "texts")["parked"], "what was in its hands is through")
+        parked = wait_for(lambda: queue(site, "texts")["leased"] == 0 and queue(site, "texts")["parked"], "what it had in hand is through")
         assert queue(site, "texts")["ready"] == 120 - parked
         assert site.do("resume", "Parse", "--pipeline", "sick").code == 0
         wait_for(lambda: queue(site, "texts")["parked"] >= parked + 20, "told to, it goes on")

@@ -57,7 +57,8 @@ def drawn(random: Random, with_cycles: bool) -> dict[str, Any]:
 
 
 def _stage(random: Random, number: int, goes_on: bool) -> Stage[..., Any]:
-    options: dict[str, Any] = {"name": f"s{number}", "processes": random.randrange(1, 3), "retries": random.choice((0, 2)), "backoff_s": 0.05}
+    options: dict[str, Any] = {"name": f"s{number}", "processes": random.randrange(1, 3)}
+    options |= {"retries": random.choice((0, 2)), "backoff_s": 0.05}
     options |= {"max_items": 5} if random.random() < 0.1 else {}
     options |= {"rate": "200/s"} if random.random() < 0.1 else {}
     return stage(_take, **options) if goes_on or random.random() < 0.5 else sink(_take, **options)
@@ -75,7 +76,8 @@ def behaviour(random: Random, flow: Flow) -> None:
         steps, ports = int(value.partition(b":")[0]), flow.ports_of[name]
         if not steps or not ports:
             return []
-        return [(random.randrange(ports), b"%d:%s" % (steps - 1, value.partition(b":")[2])) for _ in range(random.choice((0, 1, 1, 1, 1, 2)))]
+        made = b"%d:%s" % (steps - 1, value.partition(b":")[2])
+        return [(random.randrange(ports), made) for _ in range(random.choice((0, 1, 1, 1, 1, 2)))]
 
     flow.emits = emits
     flow.fails = lambda name, value: random.random() < 0.05
@@ -112,7 +114,8 @@ def assert_all_went_through(flow: Flow) -> None:
         assert queue.put == queue.done + len(queue.parked) + queue.open_count
         assert not (record["read_by"] and queue.open_count)
     emitted = sum(len(values) for values in flow.sources.values())
-    first = {name for record in flow.manifest["stages"] if record["kind"] == "source" for port in record["ports"] for name in port["queues"]}
+    sources = [record for record in flow.manifest["stages"] if record["kind"] == "source"]
+    first = {name for record in sources for port in record["ports"] for name in port["queues"]}
     assert sum(flow.queue(name).put for name in first) >= emitted
 
 

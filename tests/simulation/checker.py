@@ -143,8 +143,8 @@ class Ledger(Model):
         return super()._due(fields, blobs)
 
     def _take(self, fields: dict[str, Any], blobs: Any) -> tuple[Any, ...]:
-        """Over any time no more is given out of a queue with a rate than that and one burst. What a machine had all the while, and is leased
-        to it anew, is not given out again: it has the fence that it had."""
+        """Over any time no more is given out of a queue with a rate than that and one burst. What a machine had all the while, and is
+        leased to it anew, is not given out again: it has the fence that it had."""
         result = super()._take(fields, blobs)
         fence = tuple(fields["fence"])
         if fields["queue"] == pipeline.RATED and result[0] == "ok" and fence not in self._paced_fences:
@@ -168,7 +168,7 @@ class Ledger(Model):
         return self._tick_ms.get(key)
 
     def _look_at_tick(self, key: str, seq: int, at_ms: int, before_ms: int | None) -> None:
-        """Ticks come in their order, none before its time, each a whole number of intervals behind the one before: one, where all are made up for."""
+        """Ticks come in their order, none before its time, each some whole intervals behind the one before: one, where all are made up for."""
         stage = key.split("/")[2]
         require(at_ms <= self.latest_wall_ms, f"tick {seq} of {stage} is run before its time")
         require((before_ms is None) == (seq == 1), f"tick {seq} of {stage} follows none")

@@ -39,7 +39,8 @@ def _stage(name: str, kind: str, reads: str | None, ports: list[list[str]], proc
         "name": name, "kind": kind, "reads": reads, "processes": processes, "shape": "function", "per_node": None, "where": None,
         "ports": [{"label": None if at == 0 else f"port{at}", "queues": queues} for at, queues in enumerate(ports)],
         "retries": RETRIES, "backoff_s": 0.05, "timeout_s": None, "where": None, "batch": None, "batch_wait_s": 0.05,
-        "concurrency": 1, "resumable": False, "sharded": False, "rate": None, "every_s": None, "missed": "skip", "max_items": None, "parked_share_max": None,
+        "concurrency": 1, "resumable": False, "sharded": False, "rate": None, "every_s": None, "missed": "skip",
+        "max_items": None, "parked_share_max": None,
         "defined_at": "pipeline.py:1", **more,
     }
 
