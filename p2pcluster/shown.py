@@ -29,7 +29,7 @@ def status_lines(status: dict[str, Any], colour: bool = False) -> list[str]:
     for pipeline in status["pipelines"]:
         state, run = pipeline["state"], pipeline["run"]
         shown = painter.paint(state, _OF_STATE[state]) if run else "has not run"
-        end = f", version {pipeline['version'][:8]}"
+        end = f", version {pipeline['version'][:8]}" + ("" if pipeline["rollout"] is None else f" on {pipeline['rollout']} of the nodes so far")
         begin = _short(f"{pipeline['name']}: " + (f"run {run} " if run else ""), WIDTH - len(end) - len("has not run"))
         lines += ["", f"{begin}{shown}{end}"]
         lines += _stage_lines([s for s in status["stages"] if s["pipeline"] == pipeline["name"]], painter)

@@ -151,13 +151,17 @@ def _pipeline(snapshot: Snapshot, status: Record, pipeline: Record) -> Html:
         queues.sort(key=lambda queue: places.get(queue["name"], len(places)))
     lines = snapshot.lines or {}
     state = element("span", {"class": f"state {pipeline['state']}"}, f"run {pipeline['run']} {pipeline['state']}")
-    head = element("h2", {}, name, " ", state, " ", element("span", {"class": "version"}, f"version {pipeline['version'][:8]}"))
+    head = element("h2", {}, name, " ", state, " ", element("span", {"class": "version"}, f"version {pipeline['version'][:8]}{_rolled(pipeline)}"))
     ways = (("across", False), ("down", True)) if manifest else ()
     drawn = [_scrolled(graph(manifest, stages, queues, down), name, way) for way, down in ways if manifest]
     return element(
         "section", {}, head, *drawn,
         table(f"stages of {name}", STAGE_HEADS, (_stage_row(stage, lines) for stage in stages)),
         table(f"queues of {name}", QUEUE_HEADS, (_queue_row(queue, lines) for queue in queues)))
+
+
+def _rolled(pipeline: Record) -> str:
+    return "" if pipeline["rollout"] is None else f" on {pipeline['rollout']} of the nodes so far"
 
 
 def _scrolled(drawn: Html, name: str, way: str) -> Html:

@@ -64,7 +64,8 @@ def status_of(state: State, rates: Rates, raft: Raft, sessions: list[Session],
         "leader": {"id": raft.leader_id, "name": None, "address": None},
         "nodes": [_node(session, raft) for session in nodes],
         "pipelines": [
-            {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": _shown_state(p)}
+            {"name": p.name, "version": p.version, "origin": p.origin, "run": p.run, "state": _shown_state(p),
+             "rollout": None if p.rollout is None else len(p.rollout.nodes)}
             for p in state.pipelines.values()
         ],
         "stages": [_stage(state, rates, nodes, p, stage, (now_ms, wall_ms)) for p in state.pipelines.values() for stage in p.manifest["stages"]],

@@ -74,7 +74,7 @@ def status_of(**fields: Any) -> dict[str, Any]:
         "cluster": {"id": "c", "name": "default", "term": 3, "commit_index": 99},
         "leader": {"id": "n", "name": "ann", "address": "10.0.0.7:47400"},
         "nodes": [node_of()],
-        "pipelines": [{"name": "squares", "version": "0123456789", "origin": {}, "run": 1, "state": "running"}],
+        "pipelines": [{"name": "squares", "version": "0123456789", "origin": {}, "run": 1, "state": "running", "rollout": None}],
         "stages": [stage_of("Generate", service_ms=None), stage_of(), stage_of("Print", processes=0, idle_because="its queue is empty"),
                    stage_of("Sum")],
         "queues": [queue_of(), queue_of("Print", ready=0, leased=0, oldest_s=None), queue_of("Sum"),
@@ -117,7 +117,7 @@ def hostile_snapshot(text: str) -> Snapshot:
     status = status_of(
         cluster={"id": text, "name": text, "term": 1, "commit_index": 1}, leader={"id": text, "name": text, "address": text},
         nodes=[node_of(text, id=text, address=text, facts=facts)], alarms=[text],
-        pipelines=[{"name": text, "version": text, "origin": {}, "run": 1, "state": "running"}],
+        pipelines=[{"name": text, "version": text, "origin": {}, "run": 1, "state": "running", "rollout": None}],
         stages=[stage_of(text, pipeline=text, idle_because=text)], queues=[queue_of(text, pipeline=text, parked=1)],
     )
     queue = {"name": text, "maxsize": 10, "read_by": text, "fed_by": [], "results": False}
