@@ -7,7 +7,11 @@ import sys
 from p2pcluster.shadows import put_pythons_first
 
 if __name__ == "__main__":
-    put_pythons_first()
-    from p2pcluster.cli import console
+    try:
+        put_pythons_first()
+        from p2pcluster.cli import console
 
-    sys.exit(console())
+        code = console()
+    except KeyboardInterrupt:  # while it is still loading
+        code = 130
+    sys.exit(code)

@@ -27,7 +27,7 @@ from p2pcluster import bundle, config
 from p2pcluster.client import Cluster
 from p2pcluster.config import Options, resolve_options
 from p2pcluster.core.controls import processes_text
-from p2pcluster.errors import ClusterError, Superseded, ValueRefused, WrongUsage
+from p2pcluster.errors import ClusterError, HomeError, Superseded, ValueRefused, WrongUsage
 from p2pcluster.home import Home, Keyfile
 from p2pcluster.patience import TellingLink
 from p2pcluster.shown import status_lines, wants_colour
@@ -136,6 +136,7 @@ def _parked_parser(verb: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     parked = verb("parked", "list, show, retry or discard parked items", "parked show squares/Square:17")
     parked.add_argument("action", nargs="?", default="list", choices=["list", "show", "retry", "discard"],
                         help="list them (the default), show all of some, give them another set of tries, or drop them")
+    parked.add_argument("--yes", action="store_true", help="discard all of them without asking")
     parked.add_argument("ids", nargs="*", metavar="ID", help="queue:number, as the list shows it; retry and discard without it mean all")
     _pipeline_option(parked)
 
@@ -193,6 +194,7 @@ def _pyproject(folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Run one command line; returns the exit code."""
+    _fill_standard_streams()
     args = parse(_with_verb(argv))
     try:
         return int(_VERBS[args.verb](args))
@@ -222,6 +224,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", []))
+
+
+def _fill_standard_streams() -> None:
+    """A service manager may have closed some: then a file that is opened next would be taken for it, and be printed into."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as the program runs
 
 
 def console() -> int:
@@ -276,6 +285,7 @@ def _serve(options: Options, offer: Any) -> int:
     from p2pcluster.daemon import Daemon, keyfile_of
     from p2pcluster.journal import set_aside
 
+    _check_file_names()
     path = options.home or config.default_home(Path.home(), options.cluster, socket.gethostname())
     while True:
         with Home.open(path) as home, _page(options):
@@ -284,6 +294,15 @@ def _serve(options: Options, offer: Any) -> int:
             except Superseded as news:
                 print(f"p2pcluster: {news}", file=sys.stderr)
                 set_aside(home.journal, home.mark, f"superseded-{int(time.time())}")
+
+
+def _check_file_names() -> None:
+    """A pipeline's name is a folder, and whoever names one on another machine does not know the locale here."""
+    try:
+        os.fsencode("ü 日")
+    except UnicodeEncodeError as error:
+        raise HomeError(f"not every name can be that of a file here, as the locale's encoding is {sys.getfilesystemencoding()}: "
+                        "start it with PYTHONUTF8=1") from error
 
 
 @contextlib.contextmanager
@@ -404,6 +423,8 @@ def _put(args: argparse.Namespace) -> int:
         except (ValueError, RecursionError) as error:
             raise ValueRefused(f"line {number} of {name} is not JSON ({error}): nothing was put; correct it and put again") from error
     with _cluster(args) as cluster:
+        if args.close and not cluster.queue_record(args.queue)["outside"]:
+            raise WrongUsage(f"queue {args.queue!r} ends with the stages before it, so --close has no meaning: leave it out; nothing was put")
         cluster.is_patient = True  # whoever pipes values in is held back by a full queue; Ctrl-C ends it
         cluster.put_many(args.queue, values, delay_s=args.delay_s, at=at)
         if args.close:
@@ -448,12 +469,21 @@ def _json_line(value: Any) -> str:
     return text
 
 
+def _is_sure(args: argparse.Namespace, question: str, otherwise: str) -> bool:
+    """Ask, where somebody can answer; `--yes` is the answer too. Raises `WrongUsage` where nobody can."""
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise WrongUsage(f"{otherwise}: say so with --yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def _discard(args: argparse.Namespace) -> int:
-    if not args.yes:
-        if not sys.stdin.isatty():
-            raise WrongUsage(f"discard drops every item of {args.queue}: say so with --yes")
-        if input(f"drop every item of {args.queue}? [y/N] ").strip().lower() not in ("y", "yes"):
-            return 1
+    if not _is_sure(args, f"drop every item of {args.queue}?", f"discard drops every item of {args.queue}"):
+        return 1
     with _cluster(args) as cluster:
         print(f"{cluster.discard(args.queue)} dropped")
     return 0
@@ -466,6 +496,8 @@ def _close(args: argparse.Namespace) -> int:
 
 
 def _parked(args: argparse.Namespace) -> int:
+    if args.action == "discard" and not args.ids and not _is_sure(args, "drop every parked item?", "parked discard drops every parked item"):
+        return 1
     with _cluster(args) as cluster:
         items = cluster.parked()
         chosen = _chosen(items, args.ids)
@@ -580,11 +612,9 @@ def _recover(args: argparse.Namespace) -> int:
 
     options = _options(args)
     path = Path(options.home) if options.home else config.default_home(Path.home(), options.cluster, socket.gethostname())
-    if not args.yes:
-        if not sys.stdin.isatty():
-            raise WrongUsage("recover makes this machine's copy the whole cluster, and what only the lost nodes had is lost: say so with --yes")
-        if input("make this machine's copy the whole cluster? what only the lost nodes had is lost [y/N] ").strip().lower() not in ("y", "yes"):
-            return 1
+    lost = "what only the lost nodes had is lost"
+    if not _is_sure(args, f"make this machine's copy the whole cluster? {lost}", f"recover makes this machine's copy the whole cluster, and {lost}"):
+        return 1
     with Home.open(path) as home:
         generation, last_index = recover(home.journal, home.mark)
     print(f"generation {generation} begins with this machine's copy, up to entry {last_index}: start the node")

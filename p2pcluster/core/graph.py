@@ -318,13 +318,17 @@ class Pipeline:
         """Run this file as `python -m p2pcluster run FILE --until-done` would, with this program's arguments; exits."""
         import __main__
 
-        put_pythons_first()
-        from p2pcluster.cli import main
+        try:
+            put_pythons_first()
+            from p2pcluster.cli import main
 
-        file = getattr(__main__, "__file__", None)
-        if file is None:
-            raise WrongUsage("main() runs the file that was started, and there is none here; call run_local() instead")
-        raise SystemExit(main(["run", file, "--until-done", *sys.argv[1:]]))
+            file = getattr(__main__, "__file__", None)
+            if file is None:
+                raise WrongUsage("main() runs the file that was started, and there is none here; call run_local() instead")
+            code = main(["run", file, "--until-done", *sys.argv[1:]])
+        except KeyboardInterrupt:  # while it is still loading
+            code = 130
+        raise SystemExit(code)
 
     def run_local(
         self,
