@@ -25,6 +25,7 @@ class _Asked:
     request: int
     due_ms: int
     waits_for: set[str]
+    bytes_max: int
     answers: dict[str, tuple[dict[str, Any], tuple[Buffer, ...]]] = field(default_factory=dict)
 
 
@@ -51,8 +52,8 @@ class Gathering:
             self._reply(session, Message("reply", refusal))
             return
         number, self._next = self._next, self._next + 1
-        asked = self._asked[number] = _Asked(session, fields["req"], now_ms + int(1000 * config.LOG_GATHER_S), set())
         bytes_max = min(config.LOG_ANSWER_BYTES_MAX, config.LOG_ANSWERS_BYTES_MAX // max(1, len(nodes)))
+        asked = self._asked[number] = _Asked(session, fields["req"], now_ms + int(1000 * config.LOG_GATHER_S), set(), bytes_max)
         for node in sorted({*nodes, self._node_id}):
             question = Message("logs", {"ask": number, "pipeline": fields["pipeline"], "stage": fields["stage"],
                                         "after": fields["after"].get(node, {}), "bytes_max": bytes_max})
@@ -71,9 +72,9 @@ class Gathering:
         return Message("log_lines", {"ask": fields["ask"], "boot": self._boot, "stages": stages}, tuple(piece.lines for piece in pieces))
 
     def on_lines(self, node: str, message: Message) -> None:
-        """A machine's answer."""
+        """A machine's answer. One that is longer than was asked for is none: all of them have to fit into one message."""
         asked = self._asked.get(message.fields["ask"])
-        if asked is not None:
+        if asked is not None and sum(map(len, message.blobs)) <= asked.bytes_max and (node == self._node_id or node in asked.waits_for):
             asked.waits_for.discard(node)
             asked.answers[node] = {"boot": message.fields["boot"], "stages": message.fields["stages"]}, message.blobs
             if node != self._node_id:

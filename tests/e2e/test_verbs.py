@@ -276,6 +276,18 @@ def test_discard_asks_first(inverses: Site) -> None:
     done = inverses.do("discard", "numbers")
     assert done.code == 2
     assert "--yes" in done.the_error()
+    done = inverses.do("parked", "discard")
+    assert done.code == 2
+    assert "drops every parked item" in done.the_error()
+
+
+def test_close_behind_a_put_is_looked_at_before_anything_is_put(inverses: Site) -> None:
+    ready = len(inverses.do("results", "Invert").lines)
+    done = inverses.do("put", "Invert.results", "--close", stdin="1\n")
+    assert done.code == 2 and "nothing was put" in done.the_error()
+    assert len(inverses.do("results", "Invert").lines) == ready
+    done = inverses.do("put", "numbers", "--close", stdin="[" * 100_000)
+    assert done.code == 1 and "is not JSON" in done.the_error()
 
 
 def test_take_takes_at_most_n_and_follow_waits_for_more(shared: Site) -> None:

@@ -131,6 +131,17 @@ def test_a_cluster_of_one_answers_at_once(machines: Machines) -> None:
     assert [line.text for line in _printed(machines.reply(), {}).lines] == ["alone"]
 
 
+def test_an_answer_that_is_longer_than_was_asked_for_or_that_nobody_asked_for_is_none(machines: Machines) -> None:
+    machines.ask()
+    ((_, question),) = machines.sent
+    answer = Message("log_lines", {"ask": question.fields["ask"], "boot": "b", "stages": [["p/B", 0, 1]]}, (b"x" * (question.fields["bytes_max"] + 1),))
+    machines.leader.on_lines("two", answer)
+    machines.leader.on_lines("stranger", answer._replace(blobs=(b"x",)))
+    assert machines.replies == []
+    machines.leader.tick(int(1000 * config.LOG_GATHER_S))
+    assert _printed(machines.reply(), {}).away == ["host gone", "host two"]
+
+
 def test_too_many_who_ask_at_a_time_are_refused(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "ASKED_MAX", 2)
     for _ in range(3):
