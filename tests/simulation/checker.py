@@ -286,8 +286,13 @@ class Checker:
         ledger = self.of(life).ledger
         for entry in life.journal.entries(recovered.base_index):
             if ledger.index < entry.index <= state.applied_idx:
-                ledger.take_in(entry)
+                self._take_in(life, ledger, entry)
         self.look_at_state(life, state)
+
+    @staticmethod
+    def _take_in(life: Life, ledger: Ledger, entry: Entry) -> None:
+        ledger.latest_wall_ms = pipeline.EPOCH_MS + life.world.now_ms + life.options.wall_skew_ms_max
+        ledger.take_in(entry)
 
     def joined(self, life: Life) -> None:
         self._belongs(life)
@@ -467,8 +472,7 @@ class Checker:
         require(committed is not None and committed[0] == entry.term,
                 f"{life.name} applies entry {entry.index} of term {entry.term}, which nobody has committed")
         if entry.index > ledger.index:
-            ledger.latest_wall_ms = pipeline.EPOCH_MS + life.world.now_ms + life.options.wall_skew_ms_max
-            ledger.take_in(entry)
+            self._take_in(life, ledger, entry)
         for outcome, message in zip(outcomes, (m for m, _ in decode_commands(bytes(entry.body))) if outcomes else (), strict=True):
             if outcome.kind in ("deploy", "roll", "roll_back", "rolled_out", "undeploy"):
                 self._deployed_at[(life.node_id, message.fields["pipeline"])] = life.world.events
