@@ -167,6 +167,8 @@ class Daemon:
         self._bodies = Bodies(self.journal)
         self._projects = Projects(self.home.bundles, self.journal, self._bundle_parts, self._to_leader,
                                   self._start_process, self._on_process_exit, self._out)
+        if recovered.state.applied_idx:
+            self._projects.tidy({version for pipeline in recovered.state.pipelines.values() for version in pipeline.versions_kept})
         self._placements = Placements(self._projects.folder_of)
         self.home.write_address(*self._listener.address, self.options.cluster)
         gc.collect()

@@ -5,7 +5,8 @@ What a zip may hold is `bundle`'s word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from p2pcluster import bundle
@@ -32,6 +33,12 @@ class Projects:
         self._waiting: dict[str, list[Start]] = {}
         self._fetched: dict[str, list[bytes]] = {}
         self._fetched_again: set[str] = set()
+
+    def tidy(self, kept: Collection[str]) -> None:
+        """At a node's start, when nothing runs from them: the folders of versions that no pipeline keeps go."""
+        for folder in self._folder.iterdir() if self._folder.exists() else ():
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed is in nobody's way, and tried again at the next start
 
     def provide(self, action: Start) -> None:
         """Start the process, now or when its project has come."""
@@ -76,6 +83,8 @@ class Projects:
             kept = [action for action in actions if action.key != key]
             if len(kept) < len(actions):
                 self._waiting[version] = kept
+                if not kept:
+                    self._fetched.pop(version, None)  # it may be gone there too, and then no part of it ever comes
                 return True
         return False
 

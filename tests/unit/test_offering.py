@@ -69,6 +69,48 @@ def test_a_run_that_another_one_has_followed_is_over_for_who_waits_for_its_end(t
     assert end is not None and (end.exit_code, end.text) == (0, "p: run 1 is over and run 2 has begun")
 
 
+def test_what_was_undeployed_is_not_offered_again_by_a_node_that_goes_on(tmp_path: Path) -> None:
+    asked: list[tuple[Message, Any]] = []
+    said: list[str] = []
+    made = offering_of(tmp_path, asked)
+    made._out = said.append
+    made.watched = ("p", 1)
+    plan = {"run": 1, "state": "running", "is_over": False, "seconds": None, "parked": 0}
+    for pipelines in ({}, {"p": plan}, {}, {}):
+        assert made.ended(pipelines) is None
+        made.begin()
+    assert (said, asked) == (["p: undeployed; this node offers it again when it is started next"], [])
+
+
+def test_who_waits_for_the_end_of_a_run_that_was_undeployed_is_told(tmp_path: Path) -> None:
+    made = offering_of(tmp_path, [], Offer(until_done=True))
+    made.watched = ("p", 1)
+    plan = {"run": 1, "state": "running", "is_over": False, "seconds": None, "parked": 0}
+    assert made.ended({"p": plan}) is None
+    end = made.ended({})
+    assert end is not None and (end.exit_code, end.text) == (1, "p: undeployed before run 1 was done")
+
+
+@pytest.mark.parametrize("failure", [{"node": "b", "stage": "Work", "text": "does not start"}, None])
+def test_a_version_that_went_back_is_not_offered_again_until_it_is_changed(tmp_path: Path, failure: dict[str, str] | None) -> None:
+    asked: list[tuple[Message, Any]] = []
+    said: list[str] = []
+    made = offering_of(tmp_path, asked)
+    made._out = said.append
+    assert made._packed is not None
+    deployed = {"version": "0" * 64, "project": made._record, "origin": HERE, "files": {}, "run": 3, "state": "running",
+                "rolled": {"version": made._packed.version, "nodes": 1, "failure": failure}}
+    made._compare(deployed)
+    if failure is None:
+        assert [message.kind for message, _ in asked] == ["bundle_part", "deploy"]
+        return
+    assert "did not start before and was rolled back; version 00000000 runs on" in said[0] and "deploy" in said[0]
+    assert (asked, made.watched) == ([], ("p", 3))
+    deployed["rolled"] = {"version": "1" * 64, "nodes": 1, "failure": failure}
+    made._compare(deployed)
+    assert [message.kind for message, _ in asked] == ["bundle_part", "deploy"], "it is another one"
+
+
 ELSEWHERE = {"node": "other", "name": "host", "folder": "/f"}
 HERE = {"node": "me", "name": "here", "folder": "/f"}
 

@@ -75,6 +75,25 @@ def test_a_project_that_was_changed_on_its_way_is_refused_and_fetched_again(mach
     assert (machine.asked, len(machine.started), len(machine.notes)) == ([0, 1, 0, 1], 1, 1)
 
 
+def test_a_project_that_nobody_waits_for_any_more_is_asked_for_again_when_somebody_does(machine: Machine) -> None:
+    """Its version went back before the first part had come, and who leads has it no more; then it is deployed again."""
+    machine.want()
+    assert machine.projects.forget(1)
+    machine.want()
+    assert machine.asked == [0, 0]
+    machine.send(*machine.halves)
+    assert len(machine.started) == 1
+
+
+def test_folders_of_versions_that_nobody_keeps_go_at_a_start(machine: Machine, tmp_path: Path) -> None:
+    machine.projects.tidy([VERSION])
+    machine.want()
+    machine.send(*machine.halves)
+    (tmp_path / "bundles" / ("b" * 64)).mkdir()
+    machine.projects.tidy([VERSION])
+    assert [folder.name for folder in (tmp_path / "bundles").iterdir()] == [VERSION]
+
+
 def test_parts_that_were_not_asked_for_or_come_twice_count_for_nothing(machine: Machine) -> None:
     first, second = machine.halves
     machine.send(first, second)
