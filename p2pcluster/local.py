@@ -153,6 +153,9 @@ class _Tasks:
         class Tasks(TaskRunner):
             waits_for_parts = False
 
+            def say(self, message: Message) -> None:
+                run.hear(key, message)
+
             def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
                 run.failures[(f"{run.pipeline.name}/{record['reads']}", work.ids[0])] = error
                 super().failed(work, error, elapsed_us)
@@ -160,7 +163,8 @@ class _Tasks:
         loop_runner = run.loop_runner()
         with contexts.active(context):
             function = run.stack.enter_context(entered_in(stage, loop_runner))
-        self.runner = Tasks(record, run.queues, function, stage.is_generator, context, _room(2), lambda message: run.hear(key, message),
+        self.runner = Tasks(record, run.queues, function, stage.is_generator, context, _room(2),
+                            lambda message: run.hear(key, message),
                             _room(record["concurrency"]), loop_runner.get_loop())
 
     def on_message(self, message: Message) -> None:

@@ -23,6 +23,9 @@ from p2pcluster.values import DECODERS, check_value
 from p2pcluster.worker import Ahead, ItemLost, Ports, Recalls, StageRunner, Work, error_of
 
 
+REPORT_S = 0.002  # the end of a task waits this long for others to be reported with it
+
+
 class BatchRunner(StageRunner):
     """Calls its function with a list. `in_hand` says to whoever finds this process dead which items were in it."""
 
@@ -100,7 +103,7 @@ class TaskRunner:
     waits_for_parts = True
 
     def __init__(self, stage: dict[str, Any], queues: dict[str, dict[str, Any]], function: Callable[[Any], Any], is_generator: bool,
-                 context: contexts.Context, position: memoryview, send: Callable[[Message], None], in_hand: memoryview,
+                 context: contexts.Context, position: memoryview, send: Callable[..., None], in_hand: memoryview,
                  loop: asyncio.AbstractEventLoop) -> None:
         self.recalls = Recalls()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -117,6 +120,7 @@ class TaskRunner:
         self._timeout_s: float | None = stage["timeout_s"]
         self._ahead: dict[int, _AheadOfTask] = {}
         self._running: dict[int, None] = {}
+        self._reports: list[Message] = []
 
     async def serve(self, inbox: queue.SimpleQueue[Message], works: dict[int, Work]) -> None:
         """Run what comes, until told to stop, which is when nothing is in hand."""
@@ -137,6 +141,7 @@ class TaskRunner:
 
         threading.Thread(target=carry, daemon=True).start()
         await stopped.wait()
+        self._send_reports()
 
     def begin(self, work: Work) -> None:
         """Make the item of `work` a task, unless it was recalled."""
@@ -149,6 +154,19 @@ class TaskRunner:
 
     def report(self) -> None:
         """Each task reports at its end."""
+
+    def say(self, message: Message) -> None:
+        """Soon, together with what others have to report meanwhile: the node writes it with one commit. At once where nothing else runs."""
+        self._reports.append(message)
+        if len(self._running) < 2:
+            self._send_reports()
+        elif len(self._reports) == 1:
+            self._loop.call_later(REPORT_S, self._send_reports)
+
+    def _send_reports(self) -> None:
+        reports, self._reports = self._reports, []
+        if reports:
+            self._send(*reports)
 
     def on_part_ack(self, item_id: int, is_kept: bool) -> None:
         """A part is in the log, or was refused. For any thread."""
@@ -170,7 +188,7 @@ class TaskRunner:
                 bodies = await self._emitted_in_time(work)
                 self._report(work, bodies, (time.monotonic_ns() - since_ns) / 1000)
             except ItemLost:
-                self._send(Message("lost", {"work": work.number, "count": 1}))
+                self.say(Message("lost", {"work": work.number, "count": 1}))
             except BaseException as error:  # whatever it raises is this item's failure
                 self.failed(work, error, (time.monotonic_ns() - since_ns) / 1000)
         self._ahead.pop(item_id, None)
@@ -221,6 +239,7 @@ class TaskRunner:
         ahead = self._ahead.setdefault(work.ids[0], _AheadOfTask(work.ids[0], self._loop))
         if self.waits_for_parts:
             await ahead.room()
+        self._send_reports()
         self._send(self._ports.part(work.number, ahead.sent, bodies))
         ahead.sent += 1
 
@@ -235,8 +254,8 @@ class TaskRunner:
         else:
             fields["ports"], blobs = self._ports.pack_together(bodies)
             fields |= {"whole": True, "parts": ahead.sent}
-        self._send(Message("done", fields, tuple(blobs)))
+        self.say(Message("done", fields, tuple(blobs)))
 
     def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
         """The item's task raised."""
-        self._send(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))
+        self.say(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))

@@ -71,8 +71,8 @@ class Channel:
         self._lock = threading.Lock()
         self._reader = FrameReader(config.FRAME_BYTES_MAX)
 
-    def send(self, message: Message) -> None:
-        parts = frame(encode(message))
+    def send(self, *messages: Message) -> None:
+        parts = [part for message in messages for part in frame(encode(message))]
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         with self._lock:
             self._sock.sendall(data)

@@ -125,8 +125,8 @@ def One():
 @stage(processes=1, backoff_s=0.05)
 def Spread(name):
     mark = current().out_dir / "half"
-    for number in range(300_000):
-        if number == 200_000 and not mark.exists():
+    for number in range(120_000):
+        if number == 80_000 and not mark.exists():
             mark.write_text(str(os.getpid()))
             time.sleep(60)
         yield (number, "x" * 80)
@@ -148,7 +148,7 @@ pipeline = Pipeline("spread", One >> Spread >> Queue("many", maxsize=1000) >> Wr
     os.kill(int(mark.read_text()), signal.SIGKILL)
     with shared.connect("spread") as cluster:
         cluster.wait(60)
-    assert Counter(map(int, (out / "numbers").read_text().split())) == Counter(range(300_000))
+    assert Counter(map(int, (out / "numbers").read_text().split())) == Counter(range(120_000))
 
 
 def test_two_forms_routes_and_what_a_run_came_to(shared: Site) -> None:
