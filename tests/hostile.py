@@ -70,6 +70,8 @@ def requests(name: str = NAME) -> list[Message]:
         commands.put("client:a", 1, 1, [port]),
         commands.put("client:b", 1, 1, [keyed]),
         commands.put("client:c", 1, 1, [port], {"count": 2, "hash": "h", "finished": False}, b"cursor"),
+        commands.put("client:d", 1, 1, [port._replace(delay_ms=50)]),
+        commands.put("client:e", 1, 1, [keyed._replace(at_ms=2_000)], {"tick_ms": 1_000}),
         commands.done(queue, [(1, 3)], [Port([f"{name}/Same.results"], lengths_blob([1, 1, 1]), b"abc", lengths_blob([1, 2]))]),
         commands.done(queue, [(1, 3)], [], whole=True),
         commands.release(queue, [(1, 2)], Fence("n", "b", 1)),
@@ -82,6 +84,11 @@ def Emit() -> Any:
     yield from ()
 
 
+@source(every_s=0.5, missed="all", rate="9/m")
+def Tick() -> Any:
+    return 1
+
+
 @stage
 def Route(value: Any) -> Any:
     return value
@@ -89,7 +96,8 @@ def Route(value: Any) -> Any:
 
 def with_a_source(name: str) -> dict[str, Any]:
     """The manifest of a pipeline that makes its items itself, chooses between two ways, and ends with something to be done."""
-    return Pipeline(name, Emit >> Route >> {"ok": Same, "bad": Same.named("Again")}, on_done=lambda: None).manifest()
+    again = Same.named("Again", rate="5/s", max_items=9, parked_share_max=0.5)
+    return Pipeline(name, Emit >> Route >> {"ok": Same, "bad": again}, Tick >> Same.named("Ticked"), on_done=lambda: None).manifest()
 
 
 def from_executor(name: str = NAME) -> list[Message]:

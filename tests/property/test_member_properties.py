@@ -246,7 +246,8 @@ def said() -> list[Message]:
     recorded = Recorder().said
     assert {message.kind for message in recorded} >= {"plan", "grant", "assigned"}
     seqs = Message("reply", {"req": 1, "kind": "put", "result": "ok", "seq": 1})
-    return [*recorded, Message("reported", {}), seqs, seqs._replace(fields={**seqs.fields, "result": "refused", "code": "sequence"}),
+    tick = Message("tick", {"pipeline": PIPELINE, "stage": "Emit", "shard": 0, "epoch": 1, "seq": 1, "at_ms": 1_000})
+    return [*recorded, tick, Message("reported", {}), seqs, seqs._replace(fields={**seqs.fields, "result": "refused", "code": "sequence"}),
             Message("reply", {"req": 2, "kind": "done", "result": "already", "count": 1})]
 
 

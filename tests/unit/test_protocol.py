@@ -57,6 +57,7 @@ MEMBER = {message.kind: message for message in SAID if message.kind in protocol.
                                "pieces": [[1, 3, 1, None], [4, 5, 1, ["k"]]]}, (lengths_blob([1, 1]), b"ab", lengths_blob([0]), b"")),
     "assigned": Message("assigned", {"pipeline": "p", "stage": "s", "shard": 0, "producer": "source:p/1/s/0", "epoch": 1, "seq": 0,
                                      "count": 0, "hash": ""}, (b"cursor",)),
+    "tick": Message("tick", {"pipeline": "p", "stage": "s", "shard": 0, "epoch": 1, "seq": 3, "at_ms": 1_800_000_000_000}),
     "revoke": Message("revoke", {"pipeline": "p", "stage": "s", "shard": 0}),
     "reply": Message("reply", {"req": 1, "kind": "put", "result": "ok", "seq": 1}),
     "bundle_slice": Message("bundle_slice", {"version": "v", "part": 0, "parts": 1}, (b"zip",)),
@@ -104,7 +105,10 @@ def test_a_whole_command_passes(message: Message) -> None:
 @pytest.mark.parametrize("change", [
     {"producer": ["client:a", 1]}, {"producer": ["client:a", "1", 1]}, {"producer": ["client:a", 1, -1]},
     {"ports": [{"queues": []}]}, {"ports": [{"queues": [5]}]}, {"ports": [{"queues": ["p/q"], "evil": 1}]}, {"ports": []},
-    {"ports": [{"queues": ["p/q"], "counts": True}]}, {"source": {"count": "many"}}, {"source": {"evil": 1}},
+    {"ports": [{"queues": ["p/q"], "counts": True}]}, {"source": {"count": "many"}}, {"source": {"evil": 1}}, {"source": {"tick_ms": -1}},
+    {"ports": [{"queues": ["p/q"], "delay_ms": -1}]}, {"ports": [{"queues": ["p/q"], "delay_ms": 0.5}]},
+    {"ports": [{"queues": ["p/q"], "at_ms": "noon"}]}, {"ports": [{"queues": ["p/q"], "at_ms": 1 << 62}]},
+    {"ports": [{"queues": ["p/q"], "delay_ms": 1, "at_ms": 1}]},
 ])
 def test_a_put_that_apply_could_not_take_in_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
@@ -141,3 +145,10 @@ def test_the_page_lists_every_kind_of_datagram() -> None:
     section = PAGE.split("## Datagrams\n", 1)[1]
     listed = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))))
     assert listed == set(datagram.KINDS)
+
+
+def test_what_a_stage_emits_does_not_wait() -> None:
+    """Only a put says so: a `done` whose outputs would wait is no command of ours."""
+    record = {**good_done().fields["ports"][0], "delay_ms": 5}
+    with pytest.raises(RemoteProtocolError):
+        commands.check(good_done()._replace(fields={**good_done().fields, "ports": [record]}))
