@@ -26,7 +26,7 @@ from p2pcluster import config
 from p2pcluster.config import Address, Options, parse_address, resolve_options
 from p2pcluster.core import loglines, protocol
 from p2pcluster.core.codec import Message, decode, encode
-from p2pcluster.core.commands import PROCESSES_MAX, is_process_count, lengths_blob, lengths_of
+from p2pcluster.core.commands import is_number, is_process_count, lengths_blob, lengths_of, PROCESSES_MAX
 from p2pcluster.core.handshake import Handshake, Identity, derive_key
 from p2pcluster.errors import (
     AuthenticationFailed,
@@ -585,7 +585,8 @@ class Cluster:
             check_value(body)
             bodies.append(body)
         names = None if keys is None else list(keys)
-        assert names is None or len(names) == len(bodies), "one key for each value"
+        if names is not None and (len(names) != len(bodies) or not all(isinstance(name, str) for name in names)):
+            raise WrongUsage(f"{len(names)} keys for {len(bodies)} values: give one text for each value")
         added = 0
         for start, stop in _batches(bodies):
             try:
@@ -647,7 +648,9 @@ class Cluster:
 
         A value is acknowledged when the next is asked for, or at a normal end of the `with`; an exception gives it back.
         """
-        return Items(self, queue, limit, wait_s)
+        if limit is not None and not is_number(limit):
+            raise WrongUsage(f"limit={limit!r} is not a number of values: correct it or leave it out")
+        return Items(self, queue, limit, _seconds("wait_s", wait_s))
 
     def results(self, stage: str) -> Iterator[Any]:
         """Every value that a last stage returned in this run, or the content of a queue, without taking it.
@@ -683,6 +686,8 @@ class Cluster:
     def start(self, params: Mapping[str, Any] | None = None) -> int:
         """Start the next run; returns its number. `params` go over those of the pipeline. Raises `ClusterError` while one is under way."""
         self._manifest = None  # a new version may have other params
+        if params is not None and not isinstance(params, Mapping):
+            raise WrongUsage(f"params={params!r} is not a dict: give values by name")
         merged = {**(self.manifest["params"] or {}), **(params or {})}
         reply = self._once(Message("start_run", {"pipeline": self.pipeline, "params": _checked_params(merged)}))
         if reply.fields.get("code") == "running":
@@ -722,14 +727,16 @@ class Cluster:
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Until the run that is under way is done. Raises `ItemsParked`; `Unavailable` when it is not done in time."""
+        _seconds("timeout_s", timeout_s)
         project = self.project()
         run = max(1, int(project["run"])) if project is not None else 0
         message = Message("wait", {"pipeline": self.pipeline, "run": run})
         try:
             reply = self.check(self.link.call(message, timeout_s=1e9 if timeout_s is None else timeout_s), self.pipeline)
         except Unavailable as error:
-            raise Unavailable(f"run {run} of {self.pipeline!r} is not known to be done{'' if timeout_s is None else f' after {timeout_s:g} s'} "
-                              f"({error}): look with python -m p2pcluster status", definite=True) from error
+            waited = "" if timeout_s is None else f" after {timeout_s:g} s"
+            raise Unavailable(f"run {run} of {self.pipeline!r} is not known to be done{waited}: look why with python -m p2pcluster status",
+                              definite=True) from error
         parked = reply.fields["parked"]
         if parked:
             raise ItemsParked(f"run {reply.fields['run']} of {self.pipeline!r} is done with {parked} parked: look with python -m p2pcluster parked list")
@@ -783,6 +790,8 @@ class Cluster:
         return name
 
     def _on_parked(self, kind: str, queue: str, ids: list[int] | None) -> int:
+        if ids is not None and not all(is_number(item_id) for item_id in ids):
+            raise WrongUsage(f"ids={ids!r} are not the numbers of items, which stand behind the colon in parked(): correct them or leave them out")
         reply = self._once(Message(kind, {"queue": f"{self.pipeline}/{queue}", "ids": ids}))
         if reply.fields.get("code") == "unknown_queue":
             self.queue_record(queue)  # which names those that there are; a queue of an older version is not among them and may be meant
@@ -853,7 +862,7 @@ def connect(pipeline: str | None = None, cluster: str | None = None, timeout_s: 
     """
     flags = {"cluster": cluster, "home": None if home is None else os.fspath(home), "seed": None if seed is None else [seed],
              "authkey_file": None if authkey_file is None else os.fspath(authkey_file)}
-    return Cluster(Link(resolve_options(flags, os.environ, {}), timeout_s), pipeline)
+    return Cluster(Link(resolve_options(flags, os.environ, {}), _seconds("timeout_s", timeout_s) or 0.0), pipeline)
 
 
 class Line(NamedTuple):
@@ -906,6 +915,15 @@ def bodies_of(message: Message) -> Iterator[tuple[int, bytes]]:
         for item_id, size in zip(range(lo, hi), lengths_of(lengths), strict=True):
             yield item_id, body[start : start + size]
             start += size
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    """The value. Raises `WrongUsage` for what is no time."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _SECONDS_MAX:
+        raise WrongUsage(f"{name}={value!r} is not seconds, 0 or more: correct it or leave it out")
+    return float(value)
 
 
 def _checked_params(params: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,12 @@ class Clients:
             for payload in connection.read() if mask & selectors.EVENT_READ else ():
                 if session_id not in self._connections:
                     return  # a reply found it gone
-                self._on_message(session_id, _request(payload))
+                request = _request(payload)
+                try:
+                    self._on_message(session_id, request)
+                except ProtocolError as error:
+                    self.send(session_id, _refusal(request, error))  # or it would ask again, and never know why it is not heard
+                    raise
         except ConnectionClosed:
             self._drop(session_id)
         except ProtocolError as error:
@@ -116,6 +121,11 @@ class Clients:
             self._selector.unregister(connection)
             connection.close()
             self._on_gone(session_id)
+
+
+def _refusal(request: Message, error: ProtocolError) -> Message:
+    number = request.fields.get("req")
+    return Message("reply", {"req": number if isinstance(number, int) else 0, "kind": request.kind, "result": "refused", "code": error.code, "text": str(error)})
 
 
 def _request(payload: Buffer) -> Message:

@@ -12,6 +12,7 @@ from harness import Proxy, Site, wait_for
 
 from p2pcluster import ItemsParked, connect
 from p2pcluster.client import Cluster
+from p2pcluster.core.codec import Message
 from p2pcluster.errors import ClusterError, ClusterNotFound, QueueFull, Unavailable, UnknownName, ValueRefused
 
 HEAD = "from p2pcluster import At, DROP, Pipeline, Queue, To, current, sink, source, stage\n"
@@ -96,6 +97,16 @@ def test_a_value_that_cannot_be_put_is_refused_and_nothing_of_its_batch_is_put(c
     with pytest.raises(ValueRefused, match="16 MiB"):
         cluster.put_many("in", [1, bytes((16 << 20) + 1)])
     assert _feed_to_the_end(cluster) == []
+
+
+def test_what_the_node_cannot_take_is_refused_with_the_reason_and_not_asked_again(cluster: Cluster) -> None:
+    """A client of another mind would else ask until its time is over, and call the outcome unknown."""
+    reply = cluster.link.call(Message("retry", {"queue": "echo/in", "ids": ["first"]}))
+    with pytest.raises(ClusterError, match=r"retry: refused \(command 'retry': field 'ids'") as caught:
+        cluster.check(reply, "retry")
+    assert caught.value.definite
+    cluster.put("in", 1)
+    assert _feed_to_the_end(cluster) == [1]
 
 
 def test_names_that_do_not_exist(cluster: Cluster, echo: Site) -> None:

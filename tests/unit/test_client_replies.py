@@ -25,7 +25,7 @@ from p2pcluster.core.sessions import Session
 from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
-from p2pcluster.errors import AuthenticationFailed, ClusterError, ClusterNotFound, ItemsParked, NoLeader, QueueFull, Unavailable
+from p2pcluster.errors import AuthenticationFailed, ClusterError, ClusterNotFound, ItemsParked, NoLeader, QueueFull, Unavailable, WrongUsage
 from p2pcluster.stream import ConnectionClosed
 
 PIPELINE = Pipeline("p", Queue("in", maxsize=20) >> stage(lambda x: x, name="Same", retries=0) >> Queue("out"))
@@ -507,3 +507,26 @@ def test_params_that_are_no_json_are_refused_before_they_are_sent(enter: Enter) 
     world.end_run()
     with pytest.raises(ClusterError, match="must be plain JSON"):
         world.of_one_cluster().start({"when": {1, 2}})
+
+
+MISTAKES: list[tuple[Callable[[Cluster], Any], str]] = [
+    (lambda c: c.put_many("in", [1, 2], keys=["a"]), "1 keys for 2 values"),
+    (lambda c: c.put("in", 1, key=5), "one text for each value"),
+    (lambda c: c.take("in", limit=-1), "limit=-1 is not a number"),
+    (lambda c: c.take("in", wait_s="soon"), "wait_s='soon' is not seconds"),
+    (lambda c: c.wait("soon"), "timeout_s='soon' is not seconds"),
+    (lambda c: c.start(params=[1]), r"params=\[1\] is not a dict"),
+    (lambda c: c.retry("Same", ids=["p/in:1"]), "are not the numbers of items"),
+    (lambda c: client_module.connect(timeout_s="soon"), "timeout_s='soon' is not seconds"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), MISTAKES)
+def test_a_wrong_argument_is_said_at_once(enter: Enter, call: Callable[[Cluster], Any], words: str) -> None:
+    world = enter(World())
+    cluster = world.of_one_cluster()
+    cluster.full("in")
+    begun_s = world.now_s
+    with pytest.raises(WrongUsage, match=words):
+        call(cluster)
+    assert world.now_s - begun_s < 1
