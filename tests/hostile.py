@@ -172,7 +172,7 @@ STRANGE: tuple[Any, ...] = (
     nested(DEEP_NESTING[0]), nested(DEEP_NESTING[1]),
 )
 KINDS = ("stop_all", "assign", "forget", "member", "member_left", "session_end", "due", "fail", "on_done_ran", "reply", "grant", "values",
-         "hello",
+         "hello", "roll", "rolled_out", "roll_back", "forget_uploads", "revoke",
          "raft_append", "__init__", "command", "", "\0", "x" * 500)
 BLOBS = (b"", b"\0", b"\xff" * 4, lengths_blob([1, 2]), lengths_blob([2**32 - 1] * 2), b"[" * 100_000, b"[null, 1]", b'["\\ud800", null]',
          b"nan",

@@ -73,14 +73,16 @@ def _failures(pipeline: PipelineState, rolled: Sequence[Session]) -> Iterator[di
 
 
 def _is_well(pipeline: PipelineState, session: Session, sources: Sources) -> bool:
-    """Whether all that the node is to run of the new version has proved itself there, and nothing runs there of another one."""
+    """Whether all that the node is to run of the new version has proved itself there, and nothing runs there of another one. What has
+    failed and does not take the version back is left out: its node goes on trying."""
     trial = _trial(pipeline, session)
     if trial is None or trial["old"]:
         return False
     begin = f"{pipeline.name}/"
     planned = {name.removeprefix(begin) for name, count in (session.planned or {}).get("processes", {}).items() if count and name.startswith(begin)}
     mine = {stage for stage, owner in sources if owner in (session.id, None)}
-    return pipeline.state != "running" or planned | mine <= set(trial["ready"])
+    failed = {trial["failure"]["stage"]} if trial["failure"] is not None else set()
+    return pipeline.state != "running" or (planned | mine) - failed <= set(trial["ready"])
 
 
 def alarm(pipeline: PipelineState) -> str | None:

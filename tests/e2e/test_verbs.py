@@ -542,8 +542,8 @@ def test_an_edited_project_replaces_the_old_version_under_load_and_keeps_every_i
     project = site.project(VERSION, helper="MARK = 'new'")
     done = site.do("deploy", project)
     assert done.code == 0
-    assert "replaces" in done.out
-    assert done.out.rstrip().endswith(": ~helper.py"), done.out
+    assert "replaces" in done.lines[0] and done.lines[0].endswith(": ~helper.py"), done.out
+    assert done.lines[1].endswith("runs on 1 node"), done.out
     marked = _marked(site)
     wait_for(lambda: _marked(site) >= marked + 500, "the new version works")
     found = _end_and_read(site)

@@ -144,7 +144,6 @@ def test_what_a_later_node_lacks_is_that_nodes_fact(rolling: Rolling) -> None:
     rolling.says("b", "Work")
     assert rolling.new("a", "b")
     rolling.says("a", failure=FAILURE, troubles={"p/Work": FAILURE["text"]})
-    rolling.says("a", failure=FAILURE, troubles={"p/Work": FAILURE["text"]})
     assert rolling.new("a", "b", "c"), "it has started on another one"
     rolling.says("c", "Work")
     assert rolling.node.state.pipelines["p"].rolled == {"version": NEW, "nodes": 3, "failure": None}
