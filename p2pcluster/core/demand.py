@@ -105,19 +105,21 @@ def expected_items(pipeline: PipelineState, queues: Mapping[str, QueueState]) ->
         for name in {name for port in stage["ports"] for name in port["queues"] if (stage["name"], name) not in back}:
             writers.setdefault(name, []).append(stage["reads"])
     expected: dict[str, float] = {}
-
-    def visit(name: str) -> float:
+    begun: set[str] = set()
+    waiting = [stage["reads"] for stage in reversed(pipeline.manifest["stages"]) if stage["reads"]]
+    while waiting:  # a stack of its own: whoever has the key may send a graph of any depth, and one whose circles no edge is said to close
+        name = waiting[-1]
+        queue, above = queues[pipeline.full(name)], writers.get(name, [])
+        read = [before for before in above if before is not None]
+        if name not in begun:
+            begun.add(name)
+            waiting += [before for before in read if before not in begun]
+            continue
+        waiting.pop()
         if name not in expected:
-            queue, above = queues[pipeline.full(name)], writers.get(name, [])
-            read = [before for before in above if before is not None]
             each = _yield_of(queue, [queues[pipeline.full(before)] for before in read])
-            expected[name] = due_count(queue)  # for a circle that no edge is said to close: whoever has the key may send such a graph
-            expected[name] += sum(visit(before) for before in read) * (min(each, 1.0) if None in above else each)
-        return expected[name]
-
-    for stage in pipeline.manifest["stages"]:
-        if stage["reads"]:
-            visit(stage["reads"])
+            coming = sum(expected.get(before, 0.0) for before in read) * (min(each, 1.0) if None in above else each)
+            expected[name] = due_count(queue) + coming
     return expected
 
 

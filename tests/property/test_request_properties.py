@@ -214,8 +214,23 @@ def test_a_graph_that_goes_round_where_it_does_not_say_so_ends_no_leader() -> No
     victim = Victim()
     for message in hostile.deploying("good", "1" * 64):
         victim.ask(message)
-    message = deploy_with("stages", ports=[{"label": None, "queues": ["in"]}])
-    victim.hear(message)
+    round_message = deploy_with("stages", ports=[{"label": None, "queues": ["in"]}])
+    victim.hear(round_message)
+    victim.pass_time(3_000)
+    victim.is_well()
+
+
+def test_a_graph_of_any_depth_ends_no_leader() -> None:
+    victim = Victim()
+    for message in hostile.deploying("good", "1" * 64):
+        victim.ask(message)
+    deep = changed("deploy", manifest=copy.deepcopy(changed("deploy").fields["manifest"]))
+    (stage,), queue = deep.fields["manifest"]["stages"], deep.fields["manifest"]["queues"][0]
+    names = ["in", *(f"q{number}" for number in range(1100))]
+    stages = [{**stage, "name": f"s{number}", "reads": name, "ports": [{"label": None, "queues": [after]}]}
+              for number, (name, after) in enumerate(zip(names, names[1:], strict=False))]
+    deep.fields["manifest"] |= {"stages": stages[::-1], "queues": [{**queue, "name": name} for name in names]}
+    victim.hear(deep)
     victim.pass_time(3_000)
     victim.is_well()
 
