@@ -49,12 +49,12 @@ class Sizes(NamedTuple):
     listen_s: float = 60.0  # a beacon of an idle node comes every 5 to 10 s
     kills: int = 10
     handovers: int = 10
-    phases: int = 10  # of the case `logs`, by turns silent and talking
-    phase_ms: int = 1000
+    phases: int = 40  # of the case `logs`, by turns silent and talking: short, as other work on the machine comes and goes
+    phase_ms: int = 250
 
 
 QUICK = Sizes(items=100_000, slow_items=100_000, managers_items=10_000, naps=800, latencies=300, starts=3, idle_s=5.0,
-              listen_s=30.0, kills=5, handovers=3, phases=6)
+              listen_s=30.0, kills=5, handovers=3, phases=24)
 
 
 def time_allowed_s(items: int) -> float:
@@ -125,7 +125,7 @@ def _cpu_per_100k(sampler: Sampler, names: dict[int, str], found: Figures, items
 
 
 def logs(sizes: Sizes) -> Figures:
-    """W1's work beside a source that prints 10,000 lines/s in every other phase: the rate in those, and in the others."""
+    """W1's work beside a source that prints 10,000 lines/s: the rate while they go to the node, and while they go into /dev/null."""
     params = {"phases": sizes.phases, "phase_ms": sizes.phase_ms}
     with scratch() as folder, Node(folder, "logs", "--until-done", params=params) as node:
         node.wait_until_done(time_allowed_s(0) + sizes.phases * sizes.phase_ms / 1000)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from p2pcluster import config, gathering
 from p2pcluster.client import _printed
 from p2pcluster.core import protocol
 from p2pcluster.core.codec import Message
 from p2pcluster.core.loglines import tag
+from p2pcluster.errors import RemoteProtocolError
 from p2pcluster.gathering import Gathering
 from p2pcluster.logbook import Logbook
+from tests import hostile
 
 
 def lines(*texts: str, at: int = 0) -> bytes:
@@ -140,6 +145,38 @@ def test_an_answer_that_is_longer_than_was_asked_for_or_that_nobody_asked_for_is
     assert machines.replies == []
     machines.leader.tick(int(1000 * config.LOG_GATHER_S))
     assert _printed(machines.reply(), {}).away == ["host gone", "host two"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_whatever_is_said_about_lines_is_refused_or_answered(machines: Machines, seed: int) -> None:
+    random = Random(seed)
+    machines.ask()
+    number = next(iter(machines.leader._asked))
+    said = [
+        ("client", "client", Message("logs", {"req": 3, "pipeline": "p", "stage": None, "after": {"two": {"boot": "b1", "stages": {"p/B": 1}}}})),
+        ("member", "leader", Message("logs", {"ask": number, "pipeline": None, "stage": "B", "after": {"boot": "b1", "stages": {"p/B": 0}},
+                                              "bytes_max": 1000})),
+        ("member", "executor", Message("log_lines", {"ask": number, "boot": "b", "stages": [["p/B", 0, 1]]}, (lines("x"),))),
+    ]
+    link, sender, message = random.choice(said)
+    message = hostile.mangled(message, random)
+    try:
+        protocol.check(link, sender, message)
+    except RemoteProtocolError:
+        return
+    if link == "client":
+        machines.leader.ask("client", message, 0)
+    elif sender == "leader":
+        machines.follower.answer(message)
+    else:
+        machines.leader.on_lines("two", message)
+    machines.leader.tick(1 << 40)
+    for reply in machines.replies:
+        if reply.fields["result"] == "ok":
+            _printed(reply, {})
+    machines.replies.clear()
+    machines.sent.clear()
 
 
 def test_too_many_who_ask_at_a_time_are_refused(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
