@@ -23,6 +23,7 @@ from p2pcluster.core import commands
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob
 from p2pcluster.core.log import COMMANDS, NOOP, Entry
+from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
@@ -73,7 +74,14 @@ def describe(journal: Journal, recovered: Recovered) -> dict[str, Any]:
             if (parts := state.bundle_parts(version)) is not None
         },
         "members": state.members,
+        **_flow(state),
     }
+
+
+def _flow(state: State) -> dict[str, Any]:
+    """What is known of rates, ticks and parked shares, where there are any."""
+    found = {name: [p.paced, p.ticks, {stage: list(share) for stage, share in p.shares.items()}] for name, p in state.pipelines.items()}
+    return {"flow": found} if any(any(records) for records in found.values()) else {}
 
 
 def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
@@ -126,6 +134,10 @@ def write_everything(node: SoleVoter) -> None:
     node.commit(commands.take("p/in", [(1, 4)], FENCE), commands.take("p/a", [(1, 3)], FENCE))
     node.commit(commands.fail("p/in", 1, FENCE, ERROR, 0), commands.fail("p/a", 1, FENCE, ERROR, 1500))
     node.commit(commands.done("p/in", [(2, 3)], [Port(["p/last.results"], lengths_blob([6]), b"SECOND")]))
+    late = Port(["p/d"], lengths_blob([4]), b"late")
+    until, after = late._replace(at_ms=1_800_000_000_000), late._replace(delay_ms=700)
+    node.commit(commands.put("waits", 0, 1, [until]), commands.put("waits", 0, 2, [after]))
+    node.commit(commands.put(source_key("p", 1, "gen", 0), 1, 2, [], {"tick_ms": 1_700_000_000_000}))
     node.commit(commands.part("p/in", 3, FENCE, 0, [Port(["p/last.results"], lengths_blob([3, 4]), b"THIRDly")]))
     node.checkpoint()
     config.LOG_BYTES_MAX = 0  # so that the bytes go to rows of their own
