@@ -283,19 +283,18 @@ class Conversation:
         self._cluster.put(utils.ASKED, {"client": self._me, "facts": facts(self._server), "ends": ends})
 
     def _heard(self) -> dict[str, Any] | None:
-        """The answer, taken off its queue without taking those of others."""
+        """The answer, taken off its queue without those of others; of several, where it was asked more than once, the last."""
         queue, after = self._cluster.full(utils.ANSWERS), 0
-        while True:
-            reply = self._cluster.link.call(Message("read", {"queue": queue, "after": after, "count": 1000}))
-            if reply.kind != "values":
-                return None
+        found: dict[str, Any] | None = None
+        while (reply := self._cluster.link.call(Message("read", {"queue": queue, "after": after, "count": 1000}))).kind == "values":
             for item_id, body in bodies_of(reply):
                 after = item_id
                 answer: dict[str, Any] = self._cluster.value_of(utils.ANSWERS, body)
                 if answer["client"] == self._me:
+                    found = answer
                     self._cluster.link.call(
                         Message("done", {"queue": queue, "ranges": [[item_id, item_id + 1]], "ports": [], "whole": False}))
-                    return answer
+        return found
 
 
 def facts(server: Address) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pcluster.classic import loops
+from p2pcluster.classic.functions import ScriptEnds, is_loading
 from p2pcluster.classic.queues import RawQueue
 from p2pcluster.core import stages
 from p2pcluster.core.stages import Stage
@@ -24,9 +25,13 @@ class Looping:
         functools.update_wrapper(self, stage.function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args and not kwargs and all(isinstance(value, RawQueue) for value in args):
+        if not args or kwargs or not all(isinstance(value, RawQueue) for value in args):
+            return self.stage(*args, **kwargs)
+        if not is_loading():
             return loops.run(self.stage, args)
-        return self.stage(*args, **kwargs)
+        if self.stage.kind != "source":
+            raise ScriptEnds  # its loop has no end, so nothing behind it is for a process
+        return None
 
     def __reduce__(self) -> str:
         """Pickled as the place where it stands, like a function."""

@@ -183,11 +183,13 @@ def test_a_server_killed_in_the_middle_goes_on_with_every_item_and_two_clients_s
 
 
 def test_undecorated_functions_loop_over_raw_queues_and_process_ends_with_them(programs: Programs) -> None:
-    """One function after the other, each for itself, and the queues used in between: with `get` and `put` as of `queue.Queue`."""
+    """One function after the other, each for itself, and the queues used in between: with `get` and `put` as of `queue.Queue`. A decorated
+    function that the program calls with queues runs the loop."""
     programs.server()
     client = programs.start(programs.write("client.py", """
         import queue
-        from p2pcluster.classic import BaseClient
+        import threading
+        from p2pcluster.classic import BaseClient, i_wrap, io_wrap
 
         def produce(out):
             for x in range(5):
@@ -215,6 +217,19 @@ def test_undecorated_functions_loop_over_raw_queues_and_process_ends_with_them(p
         except queue.Empty:
             print("empty")
         results.put_nowait("for tomorrow")
+        assert results is c.queues['sq2sub_q'] and results.maxsize == 0 and 'none such' not in c.queues
+
+        @i_wrap
+        def Two():
+            yield from (1, 2)
+
+        @io_wrap
+        def Tenfold(x):
+            return 10 * x
+
+        Two(c.queues['sub2pr_q'])
+        threading.Thread(target=Tenfold, args=(c.queues['sub2pr_q'], c.queues['gen2sq_q']), daemon=True).start()
+        print("got", c.queues['gen2sq_q'].get(), c.queues['gen2sq_q'].get())
         try:
             c.process(lambda x: x, ['gen2sq_q'], 1)
         except SystemExit as end:
@@ -222,7 +237,7 @@ def test_undecorated_functions_loop_over_raw_queues_and_process_ends_with_them(p
         c.queues['no such queue']
     """))
     done = client.finished()
-    assert done.out.splitlines() == ["got 0 10 20 30 40", "empty", "refused 2"]
+    assert done.out.splitlines() == ["got 0 10 20 30 40", "empty", "got 10 20", "refused 2"]
     assert "client.py" in done.err and "there is no queue 'no such queue'" in done.err  # of a mapping, so it is an error like any other's
 
 

@@ -170,6 +170,22 @@ def test_a_script_ends_where_it_needs_what_is_in_a_queue(tmp_path: Path, main_mo
         assert look_for(tmp_path, text, "work", calls=2)(None) == "found"
 
 
+def test_a_decorated_function_that_a_script_calls_itself_does_nothing_in_a_process_of_another(tmp_path: Path, main_module: None) -> None:
+    text = """
+        from p2pcluster.classic import BaseClient, i_wrap, o_wrap
+        c = BaseClient(("127.0.0.1", 1), authkey=b"x")
+        @i_wrap
+        def Generate(): raise AssertionError("it is not called")
+        @o_wrap
+        def Print(x): raise AssertionError("it is not called")
+        Generate(c.queues["a"])
+        def work(q): return "found"
+        Print(c.queues["a"])
+        raise AssertionError("its loop has no end")
+    """
+    assert look_for(tmp_path, text, "work")(None) == "found"
+
+
 def test_servers_in_a_script_that_is_run_for_its_functions_do_nothing(tmp_path: Path, main_module: None) -> None:
     text = """
         from p2pcluster.classic import BroadcastServer, FunctionServer, PipelineReplicate, ProtocolServer
