@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -60,10 +61,15 @@ def run_local(pipeline: Pipeline, inputs: Any = None, params: Mapping[str, Any] 
     raises parks its item after its deliveries, as in a cluster. Nothing waits: ticks of `every_s` follow each other at once, `rate` is not
     kept, and `max_items` and `parked_share_max` change nothing.
     """
+    interrupted = threading.Event()
     if not _is_in_a_loop():
-        return _run_here(pipeline, inputs, params, limit, out_dir)
+        return _run_here(pipeline, inputs, params, limit, out_dir, interrupted)
     with ThreadPoolExecutor(1) as pool:  # an async stage needs a loop of its own, and a notebook's thread has one that runs
-        return pool.submit(_run_here, pipeline, inputs, params, limit, out_dir).result()
+        try:
+            return pool.submit(_run_here, pipeline, inputs, params, limit, out_dir, interrupted).result()
+        except KeyboardInterrupt:
+            interrupted.set()
+            raise
 
 
 def _is_in_a_loop() -> bool:
@@ -75,11 +81,12 @@ def _is_in_a_loop() -> bool:
 
 
 def _run_here(pipeline: Pipeline, inputs: Any, params: Mapping[str, Any] | None, limit: int | None,
-              out_dir: str | os.PathLike[str] | None) -> LocalRun:
+              out_dir: str | os.PathLike[str] | None, interrupted: threading.Event) -> LocalRun:
     with contextlib.ExitStack() as stack:
         folder = Path(out_dir) if out_dir is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        return _Run(pipeline, _inputs(pipeline, inputs), {**(pipeline.params or {}), **(params or {})}, limit, folder, stack).to_end()
+        merged = {**(pipeline.params or {}), **(params or {})}
+        return _Run(pipeline, _inputs(pipeline, inputs), merged, limit, folder, stack, interrupted).to_end()
 
 
 def _inputs(pipeline: Pipeline, inputs: Any) -> dict[str, Iterable[Any]]:
@@ -104,6 +111,8 @@ class _Remembering(StageRunner):
     waits_for_parts = False  # whoever would answer waits for this
 
     def _report_failure(self, work: Work, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # whoever runs it here wants it to stop
         assert self._context.queue is not None and self._context.item_id is not None, "a stage runs an item"
         self.failures[(self._context.queue, self._context.item_id)] = error
         super()._report_failure(work, error)
@@ -157,6 +166,8 @@ class _Tasks:
                 run.hear(key, message)
 
             def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
+                if isinstance(error, KeyboardInterrupt):
+                    raise error
                 run.failures[(f"{run.pipeline.name}/{record['reads']}", work.ids[0])] = error
                 super().failed(work, error, elapsed_us)
 
@@ -224,7 +235,8 @@ class _Run:
     """One local run: the two halves of the core, and objects in the place of processes."""
 
     def __init__(self, pipeline: Pipeline, inputs: dict[str, Iterable[Any]], params: dict[str, Any], limit: int | None, out_dir: Path,
-                 stack: contextlib.ExitStack) -> None:
+                 stack: contextlib.ExitStack, interrupted: threading.Event) -> None:
+        self._interrupted = interrupted  # by Ctrl-C, which only the main thread hears of
         self.pipeline = pipeline
         self.inputs = inputs
         self.params = params
@@ -261,6 +273,8 @@ class _Run:
                                 log=logging.getLogger(stage), on_progress=lambda fraction, text: None)
 
     def hear(self, key: int, message: Message) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
         self._heard.append((key, message))
 
     def to_end(self) -> LocalRun:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -385,3 +389,55 @@ def test_ticks_follow_each_other_with_their_numbers_and_cursors_until_the_source
     assert ticks.run_local().results == {"seen": [1, 2, 3]}
     polls = Pipeline("polls", source(poll, every_s=0.5) >> stage(lambda x: x, name="seen", parked_share_max=0.1))
     assert polls.run_local(limit=3).results == {"seen": [("look", 1, None), ("look", 2, 10), ("look", 3, 20)]}
+
+
+# ---- Ctrl-C
+
+
+def _interrupt(*_: object) -> object:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0)  # where Python looks for signals
+    return DROP
+
+
+async def _interrupt_async(value: object) -> object:
+    _interrupt()
+    await asyncio.sleep(0)
+    return DROP
+
+
+def _endless() -> Iterator[int]:
+    yield from itertools.count()
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}])
+def test_ctrl_c_ends_it_and_parks_nothing(options: dict[str, Any]) -> None:
+    endless = source(_endless, name="Endless")
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline("interrupted", endless >> stage(_interrupt, name="Stop", **options)).run_local()
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 3}])
+def test_ctrl_c_ends_async_stages_too(options: dict[str, Any]) -> None:
+    endless = source(_endless, name="Endless")
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline("interrupted", endless >> stage(_interrupt_async, name="Stop", **options)).run_local()
+
+
+def test_ctrl_c_ends_it_in_a_notebook_too_where_it_runs_in_another_thread() -> None:
+    """The kernel's thread hears the signal while it waits for the thread that runs the pipeline."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def poke(value: int) -> object:
+        if value == 50:
+            signal.pthread_kill(main, signal.SIGINT)
+        return DROP
+
+    async def cell() -> None:
+        Pipeline("interrupted", source(_endless, name="Endless") >> stage(poke, name="Poke")).run_local()
+
+    loop = asyncio.new_event_loop()  # as a notebook's, which leaves signals alone
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    loop.close()
