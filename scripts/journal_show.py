@@ -237,7 +237,7 @@ def overview(shown: View) -> Record:
         "configuration": _configuration(shown.configuration()),
         "members": [{"node": node, **member} for node, member in sorted(state.members.items())],
         "pipelines": [{"name": p.name, "version": p.version, "run": p.run, "state": p.state, "params": p.params,
-                       "origin": p.origin}
+                       "origin": p.origin, "paused": p.paused, "scaled": p.scaled}
                       for p in state.pipelines.values()],
         "producers": [{"producer": key, "epoch": p.epoch, "seq": p.seq, "count": p.count, "finished": p.finished,
                        "node": p.node}
@@ -261,6 +261,10 @@ def overview_lines(found: Record) -> Iterator[str]:
     for pipeline in found["pipelines"]:
         yield _cut(f"pipeline  {pipeline['name']} version {pipeline['version'][:12]}, run {pipeline['run']} "
                    f"{pipeline['state']}, params {json.dumps(pipeline['params'])}")
+        for stage, reason in pipeline["paused"].items():
+            yield _cut(f"paused    {pipeline['name']}{f'/{stage}' if stage else ''}{f': {reason}' if reason else ''}")
+        for stage, processes in pipeline["scaled"].items():
+            yield _cut(f"scaled    {pipeline['name']}/{stage} to {processes}")
     for producer in found["producers"]:
         made = f"{producer['count']} values" if producer["count"] else f"{producer['seq']} puts"
         finished = ", finished" if producer["finished"] else ""

@@ -22,7 +22,7 @@ PIPELINE = """
 
 def test_a_stage_waits_for_a_node_that_satisfies_its_rule_and_runs_there_alone(site: Site) -> None:
     project = site.project(PIPELINE)
-    site.start("run", str(project), P2PCLUSTER_HOME=str(site.folder / "plain"), P2PCLUSTER_TAG="ssd")
+    plain = site.start("run", str(project), P2PCLUSTER_HOME=str(site.folder / "plain"), P2PCLUSTER_TAG="ssd")
     wait_for(lambda: (site.folder / "plain" / "address.json").exists(), "the first node listens")
     with connect("rules", home=site.folder / "plain", authkey_file=site.key_file, timeout_s=30) as link:
         (alarm,) = wait_for(lambda: link.status()["alarms"], "an alarm")
@@ -30,6 +30,7 @@ def test_a_stage_waits_for_a_node_that_satisfies_its_rule_and_runs_there_alone(s
         wait_for(lambda: next(one for one in link.status()["queues"] if one["name"] == "Train")["ready"] == 40, "all numbers wait")
         train = next(one for one in link.status()["stages"] if one["name"] == "Train")
         assert train["processes"] == 0 and "no node satisfies" in train["idle_because"]
+        plain.wait_for_line("alarm: rules/Train: no node satisfies where=")
         empty = site.folder / "empty"
         empty.mkdir()
         site.start("run", cwd=empty, P2PCLUSTER_HOME=str(site.folder / "gpu"), P2PCLUSTER_TAG="gpu,ssd")
@@ -38,3 +39,4 @@ def test_a_stage_waits_for_a_node_that_satisfies_its_rule_and_runs_there_alone(s
         assert [x for x, _ in found] == list(range(40))
         assert {node.rpartition("/")[2] for _, node in found} == {"gpu"}
         assert link.status()["alarms"] == []
+    assert sum("alarm: rules/Train" in line for line in plain.lines) == 1, "it is told once"

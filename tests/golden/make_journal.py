@@ -75,6 +75,7 @@ def describe(journal: Journal, recovered: Recovered) -> dict[str, Any]:
         },
         "members": state.members,
         **_flow(state),
+        **_controls(state),
     }
 
 
@@ -82,6 +83,12 @@ def _flow(state: State) -> dict[str, Any]:
     """What is known of rates, ticks and parked shares, where there are any."""
     found = {name: [p.paced, p.ticks, {stage: list(share) for stage, share in p.shares.items()}] for name, p in state.pipelines.items()}
     return {"flow": found} if any(any(records) for records in found.values()) else {}
+
+
+def _controls(state: State) -> dict[str, Any]:
+    """What people have said at run time, where they have."""
+    found = {name: [p.paused, p.scaled] for name, p in state.pipelines.items()}
+    return {"controls": found} if any(any(said) for said in found.values()) else {}
 
 
 def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
@@ -139,6 +146,7 @@ def write_everything(node: SoleVoter) -> None:
     node.commit(commands.put("waits", 0, 1, [until]), commands.put("waits", 0, 2, [after]))
     node.commit(commands.put(source_key("p", 1, "gen", 0), 1, 2, [], {"tick_ms": 1_700_000_000_000}))
     node.commit(commands.part("p/in", 3, FENCE, 0, [Port(["p/last.results"], lengths_blob([3, 4]), b"THIRDly")]))
+    node.commit(Message("pause", {"pipeline": "p", "stage": "out", "reason": ""}), Message("scale", {"pipeline": "p", "stage": "left", "processes": 3}))
     node.checkpoint()
     config.LOG_BYTES_MAX = 0  # so that the bytes go to rows of their own
     while node.compact().more:
@@ -146,6 +154,7 @@ def write_everything(node: SoleVoter) -> None:
     for seq in range(3, 15):
         node.commit(put("p/d", seq, b"small %d" % seq))
     node.checkpoint()
+    node.commit(Message("pause", {"pipeline": "w", "stage": None, "reason": "half of its items are parked"}))
     node.commit(put("p/d", 15, b"only in the log"), commands.done("p/b", [(2, 3)], []))
     tail = (
         Entry(node.last_index + 1, 1, 900, NOOP, b""),
