@@ -323,6 +323,10 @@ class Pipeline:
             from p2pcluster.cli import main
 
             file = getattr(__main__, "__file__", None)
+            caller = call_site()
+            if file is None and caller.module != "__main__":
+                raise WrongUsage(f'{caller.at} calls main() when it is imported, as it is in each process of a run: write if __name__ == "__main__": '
+                                 "before it")
             if file is None:
                 raise WrongUsage("main() runs the file that was started, and there is none here; call run_local() instead")
             code = main(["run", file, "--until-done", *sys.argv[1:]])

@@ -86,6 +86,14 @@ def subprocess_of(site: Site, file: Path, path: str) -> subprocess.CompletedProc
                           capture_output=True, text=True, timeout=60, check=False)
 
 
+def test_main_without_its_guard_is_told_what_to_write(site: Site) -> None:
+    folder = site.project(SHORT.format(name="bare").replace('if __name__ == "__main__":', "if True:"))
+    done = site.python_file(folder / "pipeline.py")
+    assert done.code == 2
+    assert done.the_error() == ('pipeline.py:15 calls main() when it is imported, as it is in each process of a run: write if __name__ == "__main__": '
+                                "before it")
+
+
 def test_a_file_of_a_package_is_told_how_a_package_is_run(site: Site) -> None:
     folder = site.project(SHORT.format(name="pack"), "mypkg", __init__="", helper="x = 1\n")
     (folder / "pipeline.py").write_text("from .helper import x\n" + (folder / "pipeline.py").read_text())
