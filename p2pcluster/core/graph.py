@@ -324,7 +324,7 @@ class Pipeline:
 
             file = getattr(__main__, "__file__", None)
             caller = call_site()
-            if file is None and caller.module != "__main__":
+            if file is None and caller.module != "__main__" and sys._getframe(1).f_code.co_name == "<module>":
                 raise WrongUsage(f'{caller.at} calls main() when it is imported, as it is in each process of a run: write if __name__ == "__main__": '
                                  "before it")
             if file is None:
