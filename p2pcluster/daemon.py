@@ -426,8 +426,8 @@ class Daemon:
         members = self.node.state.members
         if self._led_by is None or len(members) < 2 and self.node.is_serving:
             return "this is the cluster's only node, or nobody leads: use stop"
-        if self.node.is_serving and not self.node.hand_over():
-            return "no other node has a whole copy yet: wait until status shows another voter, then leave"
+        if self.node.is_serving and not self.node.give_way():
+            return "no other node with a copy is here: start one, wait until status shows it as a standby or a voter, then leave"
         self._is_leaving = True
         self.executor.drain()
         self._out("leaving: what runs may finish, then this node goes out of the cluster")
@@ -438,7 +438,7 @@ class Daemon:
         if not self._is_leaving or self._stopping_by_s is not None or not self.executor.is_idle:
             return
         if self.node.is_serving:
-            self.node.hand_over()  # the last try may have come to nothing
+            self.node.give_way()  # the last try may have come to nothing
         elif self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
             self._left_by = self._led_by
             self._to_leader(Message("leave", {}))

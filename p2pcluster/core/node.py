@@ -113,7 +113,7 @@ class Node:
         self._propose_by_ms: int | None = None
         self._out: NodeReady | None = None
         self._tokens: dict[int, list[Any]] = {}
-        self._serving = False
+        self._serving = self._gives_way = False
         self._old_below: dict[str, int] = {}
         self._promised: dict[str, RangeSet] = {}
         self._held: dict[str, deque[_HeldPut]] = {}
@@ -223,6 +223,14 @@ class Node:
         if self.raft.role is Role.LEADER and voters and not self.raft.is_transferring:
             self.raft.transfer_leadership(max(voters, key=lambda peer: peer.match_index).node_id)
         return bool(voters)
+
+    def give_way(self) -> bool:
+        """This node is about to go for good. As the only voter it takes a standby with a whole copy in its place, which then leads.
+        Whether somebody can follow it."""
+        if self.raft.role is not Role.LEADER or self.hand_over():
+            return True
+        self._gives_way = any(peer.is_connected for peer in self.raft.peers())
+        return self._gives_way
 
     def take_outbox(self) -> list[Sent]:
         """What is to be sent to sessions, in order; empty afterwards."""
@@ -340,7 +348,7 @@ class Node:
 
     def _end_serving(self) -> None:
         """Another node may lead: whatever was promised and is not in the log is not known to be so. Sessions ask the next leader."""
-        self._serving = False
+        self._serving = self._gives_way = False
         self.sessions.clear()
         self._outbox.clear()
         self._pending.clear()
@@ -702,6 +710,8 @@ class Node:
         if session.is_draining != message.fields["draining"]:
             session.is_draining = message.fields["draining"]
             self._next_plan_ms = 0
+            if session.is_draining:  # its sources end, and others go on with them
+                self._owners = {key: owner for key, owner in self._owners.items() if owner != session.id}
 
     def _on_node_source_lost(self, session: Session, message: Message) -> None:
         """The process of a source has gone: the next one learns from the log where it stands."""
@@ -873,7 +883,8 @@ class Node:
         vitals = self._watch.observe(members, alive, matches, self.raft.last_index, self._now_ms)
         if not self.raft.can_change_configuration:
             return
-        following = next_configuration(self.raft.configuration, members, vitals, self.id, self._now_ms)
+        staying = [member for member in members if member != self.id or not self._gives_way]
+        following = next_configuration(self.raft.configuration, staying, vitals, self.id, self._now_ms)
         if following is not None:
             self.raft.change_configuration(following.voters, following.learners, self.raft.cluster_time_ms(self._now_ms))
 

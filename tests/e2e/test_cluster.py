@@ -175,7 +175,7 @@ def test_a_leader_that_sleeps_through_an_election_wakes_up_as_a_follower(nodes: 
     assert nodes.copies_agree()
 
 
-def test_a_node_that_leaves_is_done_without_and_stop_stops_all_others(nodes: Nodes) -> None:
+def test_nodes_leave_one_after_the_other_until_the_last_which_can_only_be_stopped(nodes: Nodes) -> None:
     project = nodes.site.project(NUMBERS.format(count=100_000, delay=0.01))
     for name in ("a", "b", "c"):
         nodes.start(name, "run", str(project))
@@ -189,10 +189,17 @@ def test_a_node_that_leaves_is_done_without_and_stop_stops_all_others(nodes: Nod
     other = next(name for name in nodes.running if name != first)
     with nodes.connect(other) as link:
         nodes.wait_for_roles(link, leader=1, standby=1)
+        second = nodes.leader(link)
+    (last,) = nodes.running.keys() - {first, second}
+    assert nodes.site.do("leave", P2PCLUSTER_HOME=str(nodes.home(second))).code == 0
+    assert nodes.running[second].wait_for_exit(60) == 0, "of two nodes the one that votes may leave too"
+    with nodes.connect(last) as link:
+        assert [node["id"] for node in nodes.wait_for_roles(link, leader=1)["nodes"]] == [link.status()["leader"]["id"]]
+        made = len(results(link))
+        wait_for(lambda: len(results(link)) > made, "the last one does the work")
+        assert nodes.site.do("leave", P2PCLUSTER_HOME=str(nodes.home(last))).code == 1
         link.stop()
-    for name, node in nodes.running.items():
-        if name != first:
-            assert node.wait_for_exit(30) == 0
+    assert nodes.running[last].wait_for_exit(30) == 0
 
 
 def test_a_survivor_without_a_majority_can_be_made_the_cluster(nodes: Nodes) -> None:

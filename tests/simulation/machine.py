@@ -357,7 +357,7 @@ class Life:
         """What `Daemon.leave` does: go for good."""
         if self._led_by is None or (len(self.node.state.members) < 2 and self.node.is_serving):
             return
-        if self.node.is_serving and not self.node.hand_over():
+        if self.node.is_serving and not self.node.give_way():
             return
         self.world.mark(self.name, "leaves")
         self._is_leaving = True
@@ -367,7 +367,7 @@ class Life:
         if not self._is_leaving or self._stopping_by_ms is not None or not self.executor.is_idle:
             return
         if self.node.is_serving:
-            self.node.hand_over()
+            self.node.give_way()
         elif self._led_by is not None and self._led_by[0] != self.node_id and self._left_by != self._led_by:
             self._left_by = self._led_by
             self._to_leader(Message("leave", {}))

@@ -37,3 +37,18 @@ def test_a_process_that_was_replaced_while_its_machine_was_cut_off_ends_without_
     leader.node.step("two", Message("source_lost", {"pipeline": "p", "stage": "Numbers", "shard": 0}), leader.now_ms)
     leader.settle()
     assert epoch(leader) == before + 1
+
+
+def test_a_node_that_drains_for_as_long_as_it_takes_holds_no_source_back() -> None:
+    """It wanted to leave and could not yet; the source that was its was nobody's, and the run did not end."""
+    leader = Leader()
+    leader.deploy(Pipeline("p", Numbers >> Queue("out", maxsize=None)))
+    leader.join("one")
+    leader.settle()
+    leader.join("two")
+    leader.settle()
+    assert leader.owners() == {"one"}
+    draining = {"service_us": {}, "running": {}, "troubles": {}, "trials": {}, "draining": True}
+    leader.node.step("one", Message("stats", draining), leader.now_ms)
+    leader.settle()
+    assert leader.owners() == {"two"}
