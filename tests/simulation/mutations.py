@@ -650,7 +650,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("items that wait go to the next version", swap(Executor, "_replace_stage", _keeps_what_waits), "in a process of version", UPDATED),
     Mutation("items for a version that is not in force", swap(Node, "_may_be_given", _gives_before_the_plan), "is in force", UPDATED),
     Mutation("a version that does not start stays", stays_where_it_does_not_start, "no progress", UPDATED),
-    Mutation("a roll-out that is forgotten", swap(State, "_load_projects", _forgets_the_nodes), "is not the log's|instead of", UPDATED),
+    Mutation("a roll-out that is forgotten", swap(State, "_load_projects", _forgets_the_nodes), "is not the log's|instead of|hash", UPDATED),
     Mutation("ids of an undeployed pipeline used again", swap(State, "_apply_undeploy", _ids_again), "is not the log's|instead of|used again|open",
              UPDATED),
     Mutation("any cluster's leader obeyed", any_cluster, "of (another )?cluster", {**SIM, "machines": 4, "voters": 0, "late": 0, "loss": 0.3, "udp_cut_every_ms": 1_500}),
