@@ -189,3 +189,47 @@ pipeline = Pipeline("forms", Numbers >> Check >> {"odd": [Queue("audit", codec="
     totals, params = json.loads((shared.out("forms") / "totals").read_text())
     assert params == {"who": "me"}
     assert totals == {"Numbers": {"done": 10, "parked": 0}, "Check": {"done": 9, "parked": 1}, "Read": {"done": 4, "parked": 0}}
+
+
+def test_of_items_that_were_in_hand_when_their_node_died_each_is_tried_alone_and_none_is_parked(site: Site) -> None:
+    """Nobody knows which of them did it, so even without retries they get another delivery."""
+    project = site.project(
+        HEAD
+        + """
+import asyncio, time
+
+@source
+def Numbers():
+    yield from range(4)
+
+def mark(name):
+    (current().out_dir / f"{name}-{current().delivery}").touch()
+
+@stage(processes=1, batch=4, retries=0)
+def Batch(xs):
+    mark(f"batch{len(xs)}")
+    if current().delivery == 1:
+        time.sleep(60)
+    return xs
+
+@stage(processes=1, concurrency=4, retries=0)
+async def Task(x):
+    mark(f"task{x}")
+    if current().delivery == 1:
+        await asyncio.sleep(60)
+    return x
+
+pipeline = Pipeline("dying", Numbers >> [Batch, Task])
+"""
+    )
+    node = site.start("run", str(project))
+    out = site.out("dying")
+    first = {"batch4-1", *(f"task{x}-1" for x in range(4))}
+    wait_for(lambda: out.exists() and {file.name for file in out.iterdir()} == first, "all are in hand")
+    wait_for(lambda: [queue["leased"] for queue in site.status()["queues"] if queue["name"] in ("Batch", "Task")] == [4, 4], "the log says so")
+    node.kill()
+    site.start("run", str(project))
+    with site.connect("dying", timeout_s=30) as cluster:
+        cluster.wait(30)
+        assert sorted(cluster.results("Batch")) == sorted(cluster.results("Task")) == [0, 1, 2, 3]
+    assert {file.name for file in out.iterdir()} == first | {"batch1-2", *(f"task{x}-2" for x in range(4))}
