@@ -13,7 +13,7 @@ PIPELINE = """
     import os, time
     from p2pcluster import Pipeline, Queue, current, source, stage
 
-    @source(every_s=0.15, missed="all")
+    @source(every_s=0.15, missed="all", max_items=5)
     def Tick():
         if current().item_id > 12:
             raise StopIteration
