@@ -72,6 +72,7 @@ class Life:
             self._apply_beside(entry)
 
     def _apply_beside(self, entry: Entry) -> None:
+        self.model.index = entry.index
         self.model.apply(entry.at_ms, [message for message, _ in decode_commands(entry.body)])
         apply_entry(self.twin, entry)
 
