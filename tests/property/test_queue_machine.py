@@ -22,7 +22,7 @@ from p2pcluster.core.chunks import Chunk, ChunkIndex
 from p2pcluster.core.codec import Buffer, Message
 from p2pcluster.core.queues import State
 from p2pcluster.core.ranges import LeaseMap
-from p2pcluster.core.records import Outcome, PipelineState, QueueState
+from p2pcluster.core.records import Outcome, PipelineState, Producer, QueueState
 from p2pcluster.core.rows import Row, Rows
 from p2pcluster.core.tables import BODY_COLUMNS, TABLES
 from tests.simulation.queue_chooser import Chooser
@@ -519,6 +519,22 @@ def delayed_items_are_forgotten_at_the_end(m: Patch) -> None:
     m.setattr(QueueState, "open_count", property(lambda queue: len(queue.ready) + len(queue.leases)))
 
 
+def a_token_counts_for_nothing(m: Patch) -> None:
+    m.setattr(State, "_once", lambda state, message, context: state._handlers[message.kind](message, context))
+
+
+def a_refusal_uses_up_its_token(m: Patch) -> None:
+    once = State._once
+
+    def used(state: State, message: Message, context: Any) -> Outcome:
+        outcome = once(state, message, context)
+        if outcome.result == "refused" and message.fields.get("once"):
+            state.producers[f"once:{message.kind}:{message.fields['once']}"] = Producer(hash="{}")
+        return outcome
+
+    m.setattr(State, "_once", used)
+
+
 def keys_outlive_a_run(m: Patch) -> None:
     begin = State._begin_queue
 
@@ -674,6 +690,8 @@ def runs_begin_at_one_again(m: Patch) -> None:
         what_a_rate_let_through_is_not_in_the_log,
         delayed_items_are_forgotten_at_the_end,
         keys_outlive_a_run,
+        a_token_counts_for_nothing,
+        a_refusal_uses_up_its_token,
         results_outlive_a_run,
         keys_of_the_new_run_go_with_the_old,
         queues_remember_an_older_version,
