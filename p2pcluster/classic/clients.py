@@ -112,6 +112,8 @@ class BaseClient(_Client):
 
     @utils.in_one_line
     def __init__(self, server_address: tuple[str, int], authkey: bytes | str, *, timeout_s: float = utils.CONNECT_S) -> None:
+        if not isinstance(server_address, (tuple, list)) or len(server_address) != 2 or not isinstance(server_address[0], str):
+            raise WrongUsage(f"the server's address is {server_address!r:.60} but must be (host, port), such as ('127.0.0.1', 50000)")
         host, port = server_address
         super().__init__(port, authkey, lambda left_s: Address(host or "127.0.0.1", port), timeout_s)
 

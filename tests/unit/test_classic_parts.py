@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from p2pcluster import config, sink
 from p2pcluster.classic import functions, in_hand, nodes, servers, utils, worker
-from p2pcluster.classic.clients import _in_step, job_of
+from p2pcluster.classic.clients import BaseClient, _in_step, job_of
 from p2pcluster.classic.functions import Reference, ScriptEnds, find, reference_of
 from p2pcluster.classic.nodes import manifest_of
 from p2pcluster.classic.queues import IdleQueue
@@ -321,6 +322,14 @@ def test_ctrl_c_is_a_keyboard_interrupt_to_who_catches_it_and_ends_others_in_sil
 
 
 # ---- what is to run
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", 50000, ("127.0.0.1",), (50000, "127.0.0.1"), ("127.0.0.1", "50000"), None])
+def test_what_is_no_address_of_a_server_is_a_line(address: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        BaseClient(address, authkey=b"0123456789abcdef")
+    assert caught.value.code == 2
+    assert re.fullmatch(r"p2pcluster: (the server's address|port) is .*\n", capsys.readouterr().err)
 
 
 def test_functions_queues_and_counts_go_in_step() -> None:
