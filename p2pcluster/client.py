@@ -718,7 +718,7 @@ class Cluster:
         """
         if self.project() is None:
             raise UnknownName(f"cluster {self.link.options.cluster!r} has no pipeline {self.pipeline!r}: look with python -m p2pcluster status")
-        reply = self.link.call(Message("undeploy", {"pipeline": self.pipeline, "discard": discard}))
+        reply = self._once(Message("undeploy", {"pipeline": self.pipeline, "discard": discard}))
         if reply.fields.get("code") == "items_remain":
             raise ItemsRemain(f"pipeline {self.pipeline!r} still has {reply.fields['open']} items in its queues and {reply.fields['parked']} parked: "
                               "let them be finished or take them, or drop them with undeploy --discard")

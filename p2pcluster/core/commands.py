@@ -63,7 +63,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "dissolve": {"into": (str,)},
 }
 
-ONCE_KINDS = ("retry", "discard", "start_run", "close")  # may have a token `once`, so that a client can say them again and they happen once
+ONCE_KINDS = ("retry", "discard", "start_run", "close", "undeploy")  # may have a token `once`, so that a client can say them again and they happen once
 # `retries`: of a `fail`, how often an item is tried again that no stage of the project's reads. The last two: of a whole `done`.
 OPTIONAL = ("once", "retries", "fences", "parts")
 ONCE = "once:"  # what a token is remembered under, among the producers

@@ -269,6 +269,16 @@ def close(world: World, cluster: Cluster) -> Any:
     cluster.close("in")
 
 
+def undeploy(world: World, cluster: Cluster) -> Any:
+    return cluster.undeploy(discard=True)
+
+
+def control(world: World, cluster: Cluster) -> Any:
+    cluster.pause("Same")
+    cluster.scale("Same", 3)
+    return cluster.resume("Same")
+
+
 def read(world: World, cluster: Cluster) -> Any:
     return list(cluster.results("in")), [item["id"] for item in cluster.parked()], cluster.status()["pipelines"]
 
@@ -295,7 +305,8 @@ def with_the_end(world: World) -> None:
 
 CALLS: list[tuple[Callable[[World], None], Callable[[World, Cluster], Any]]] = [
     (lambda world: None, put_some), (World.end_run, start_a_run), (with_items, take_all), (with_items, take_and_fail), (with_parked, retry),
-    (with_parked, discard), (with_items, close), (with_parked, read), (with_the_end, wait),
+    (with_parked, discard), (with_items, close), (with_items, undeploy), (with_items, control),
+    (with_parked, read), (with_the_end, wait),
 ]
 
 
@@ -313,7 +324,8 @@ def outcome(enter: Enter, prepare: Callable[[World], None], call: Callable[[Worl
     state = world.node.state
     queues = {name: (queue.put, queue.done, len(queue.ready), len(queue.leases), len(queue.parked), queue.closed, queue.next_id)
               for name, queue in state.queues.items()}
-    return (said, queues, state.pipelines["p"].run, state.pipelines["p"].params), sent
+    left = state.pipelines.get("p")
+    return (said, queues, left and (left.run, left.params, left.paused, left.scaled)), sent
 
 
 @pytest.mark.parametrize(("prepare", "call"), CALLS, ids=[call.__name__ for _, call in CALLS])
