@@ -110,6 +110,10 @@ class _Remembering(StageRunner):
     failures: dict[tuple[str, int], BaseException]
     waits_for_parts = False  # whoever would answer waits for this
 
+    def _has_raised(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):  # it is meant for the whole run, and not for the item that it happened to come in
+            raise error
+
     def _report_failure(self, work: Work, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise error  # whoever runs it here wants it to stop

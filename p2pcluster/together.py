@@ -59,7 +59,8 @@ class BatchRunner(StageRunner):
         except ItemLost:
             self._ahead = None
             self._send(Message("lost", {"work": work.number, "count": work.count}))
-        except BaseException:  # whichever item it is, it says so again when it runs alone
+        except BaseException as error:  # whichever item it is, it says so again when it runs alone
+            self._has_raised(error)
             self._ahead = None
             self._send(Message("divided", {"work": work.number}))
             return False

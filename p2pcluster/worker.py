@@ -265,6 +265,7 @@ class StageRunner:
                         self._large_bytes += len(encoded)
                     results.append(encoded)
             except BaseException as error:  # whatever it raises is this item's failure; only a signal ends the process
+                self._has_raised(error)
                 self.report()
                 self._ahead = None
                 self._report_failure(work, error if returned is _NOTHING or self._special is None else as_refusal(returned, error))
@@ -275,6 +276,9 @@ class StageRunner:
         position[1] = 0
         context.put_key, context.delivery = None, 1
         self.report()
+
+    def _has_raised(self, error: BaseException) -> None:
+        """For whoever runs a function elsewhere than in a process of its own."""
 
     def _emitted(self, returned: Any) -> list[tuple[int, bytes]]:
         """What a call emits that is not simply one value."""
