@@ -101,7 +101,7 @@ def draw(seed: int, **given: Any) -> Options:
         gen_items=random.randrange(8, 40), cursor_items=random.randrange(4, 16), clients=random.randrange(1, 4),
         client_puts=random.randrange(3, 11), process_dies_share=random.choice((0.0, 0.004, 0.02)),
         janitor_every_ms=sometimes(0.3, 300, 2000), runs=2 if random.random() < 0.1 else 1, ticks=random.randrange(3, 12), wall_skew_ms_max=random.choice((0, 50, 1500)),
-        deploy_every_ms=sometimes(0.3, 300, 3000), undeploy_every_ms=sometimes(0.2, 300, 3000),
+        deploy_every_ms=sometimes(0.2, 500, 3000), undeploy_every_ms=sometimes(0.12, 500, 3000),
         control_every_ms=sometimes(0.3, 100, 1500),
     )
     return replace(options, **given)
