@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from harness import Site
 from hosts import WAIT_S, Hosts
-from tests.namespaces import Switch, namespaces_can_be_made
+from p2pcluster.client import connect
+from tests.namespaces import Switch, inside, namespaces_can_be_made
 
 PIPELINE = """
     import time
@@ -79,3 +81,22 @@ def test_hosts_find_each_other_elect_by_broadcast_and_survive_the_loss_of_the_le
         assert sorted(link.results("out")) == list(range(1, 501))
         assert link.parked() == []
     hosts.wait_for_equal_copies(hosts.names)
+
+
+def test_a_program_on_a_host_without_a_node_finds_the_cluster_by_asking_the_network(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a node that starts while it asks founds its cluster all the same: whoever only looks counts for nothing."""
+    monkeypatch.setenv("P2PCLUSTER_BIND", "0.0.0.0")
+    monkeypatch.setenv("P2PCLUSTER_PORT", str(hosts.site.port))
+    found: list[str] = []
+
+    def program() -> None:
+        with inside(hosts.namespaces["b"]), connect(home=hosts.site.folder / "none", authkey_file=hosts.site.key_file, timeout_s=60) as link:
+            found.append(link.status()["leader"]["address"])
+
+    asking = threading.Thread(target=program)
+    asking.start()
+    hosts.start("a").wait_for_line("founded cluster", WAIT_S)
+    asking.join()
+    assert found == [f"{hosts.addresses['a']}:{hosts.site.port}"]
