@@ -378,6 +378,8 @@ class Executor:
             stage.crashes, stage.start_at_ms, stage.trouble, stage.of = 0, 0, None, of
         stage.record, stage.queue = record, f"{name}/{record['reads']}"
         stage.desired = desired
+        if controls.is_paused(pipeline, record["name"]):
+            self._give_back(stage)  # it has not begun
 
     def _replace_stage(self, full: str, queue: str, record: dict[str, Any], former: StageWork | None) -> StageWork:
         """What waits here was given for the former version, and goes back; how long an item took is the best guess at how long it will."""

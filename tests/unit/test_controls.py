@@ -9,7 +9,7 @@ import pytest
 from p2pcluster.core import controls
 from p2pcluster.core.codec import Message
 from p2pcluster.core.commands import Port, lengths_blob, put
-from p2pcluster.core.executor import Executor, Say, Send, Start
+from p2pcluster.core.executor import Executor, Say, Send, Start, ToLeader
 from p2pcluster.core.graph import Pipeline, Queue
 from p2pcluster.core.queues import State
 from p2pcluster.core.rows import Row
@@ -255,6 +255,28 @@ def test_a_source_that_starts_while_it_is_paused_hears_that_before_it_begins() -
     assert machine.told() == []
     machine.executor.on_message(machine.key, Message("ready", {}), 1)
     assert machine.told() == ["pause", "begin"]
+
+
+def test_what_waits_on_a_machine_for_a_stage_that_is_paused_goes_back() -> None:
+    executor = Executor("here")
+
+    def plan(**paused: str) -> None:
+        pipeline = {"manifest": PIPELINE.manifest(), "version": "v", "run": 1, "state": "running", "project": {}, "zip_sha256": "", "params": None,
+                    "on_done_run": 0, "is_over": False, "scaled": {}, "paused": paused, "rollout": None, "rolled": None}
+        executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/Again": 1}}), 0)
+
+    def asked() -> list[Any]:
+        actions = executor.take_actions()
+        return [action.message.fields["ranges"] for action in actions if isinstance(action, ToLeader) and action.message.kind == "release"]
+
+    plan()
+    (key,) = [action.key for action in executor.take_actions() if isinstance(action, Start)]
+    executor.on_message(key, Message("ready", {}), 0)
+    grant = {"queue": "p/in", "pieces": [[1, 6, 1, None]], "fence": ["here", "boot", 1], "deliveries": {}, "version": "v"}
+    executor.on_leader(Message("grant", grant, (lengths_blob([1] * 5), b"x" * 5)), 0)
+    assert asked() == []
+    plan(Again="")
+    assert asked() == [[[2, 6]]], "the first one runs and is finished"
 
 
 # ---- in words
