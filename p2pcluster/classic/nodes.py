@@ -43,7 +43,13 @@ class QueueNode:
 
     def start(self, names: Sequence[str], files: Path | None = None, talks: bool = False) -> None:
         """Be a node with these queues; `files` is the folder that is shipped with them, `talks` says whether clients ask what to run.
-        Raises `HomeError` where that cannot be."""
+        One that is it already has them from here on. Raises `HomeError` where that cannot be."""
+        is_new = self._thread is None
+        if is_new:
+            self._start()
+        self._deploy(names, files, talks, is_new)
+
+    def _start(self) -> None:
         options = self.options
         _refuse_taken_port(options.bind, self.port)
         home = Home.open(options.home or config.default_home(Path.home(), options.cluster, socket.gethostname()))
@@ -60,7 +66,6 @@ class QueueNode:
         host = options.bind if options.bind != config.BIND_ANY else config.BIND_LOOPBACK
         here = utils.options_of(self.port, seed=Address(host, self.port))
         self.door = Door(here, self._secret, lambda trouble: self._raise_what_ended_it())
-        self._deploy(names, files, talks)
 
     def _serve(self, daemon: Daemon) -> None:
         try:
@@ -88,7 +93,7 @@ class QueueNode:
 
     # ---- the queues
 
-    def _deploy(self, names: Sequence[str], files: Path | None, talks: bool) -> None:
+    def _deploy(self, names: Sequence[str], files: Path | None, talks: bool, is_new: bool) -> None:
         packed = _packed(files, names)
         self.version, self.zip_sha256 = packed.version, packed.zip_sha256
         manifest = manifest_of(names, talks)
@@ -102,11 +107,13 @@ class QueueNode:
                     cluster.check(cluster.link.call(message), utils.PIPELINE)
             if deployed is None or not deployed["run"]:
                 cluster.start()
-            self._tell_of_before(cluster, names, talks)
+            for name in (utils.ASKED, utils.ANSWERS) if talks else ():
+                cluster.discard(name)
+            if is_new:
+                self._tell_of_before(cluster, names)
+        utils.say(f"serving {', '.join(names) or ('functions' if talks else 'no queues')} on port {self.port}")
 
-    def _tell_of_before(self, cluster: Cluster, names: Sequence[str], talks: bool) -> None:
-        for name in (utils.ASKED, utils.ANSWERS) if talks else ():
-            cluster.discard(name)
+    def _tell_of_before(self, cluster: Cluster, names: Sequence[str]) -> None:
         waiting = {q["name"]: q["ready"] + q["leased"] + q["delayed"] + q["parked"] for q in cluster.status()["queues"]
                    if q["pipeline"] == utils.PIPELINE}
         if self._fresh:
@@ -115,7 +122,6 @@ class QueueNode:
         elif before := [f"{count} in {name}" + ("" if name in names else ", which is not configured now")
                         for name, count in waiting.items() if count]:
             utils.say(f"items from before: {'; '.join(before)}; fresh=True would drop them")
-        utils.say(f"serving {', '.join(names) or ('functions' if talks else 'no queues')} on port {self.port}")
 
 
 def manifest_of(names: Sequence[str], talks: bool) -> dict[str, Any]:

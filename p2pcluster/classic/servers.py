@@ -115,13 +115,15 @@ class ProtocolServer:
         if not callable(getattr(scheduler, "schedule", None)):
             raise WrongUsage(f"{scheduler!r:.80} is no scheduler: give an object with schedule(info, functions), such as "
                              "PipelineReplicate()")
+        if not isinstance(cluster_server, BaseServer):
+            raise WrongUsage(f"{cluster_server!r:.80} is no server of queues: give a BaseServer or BroadcastServer that does not run yet")
         whole = _checked(functions)
         cluster_server.configure(_queues_of(whole))
         is_same = cluster_server.port == port
         node = cluster_server._node if is_same else QueueNode(port, cluster_server.authkey, home, True)
-        cluster_server._is_started = True
         if not is_same:
-            cluster_server._node.start(cluster_server.queues.names)
+            cluster_server.start()
+        cluster_server._is_started = True
         node.start(cluster_server.queues.names if is_same else [], _folder(), talks=True)
         Clerk(node, whole, scheduler, cluster_server.port).start()
         try:

@@ -110,6 +110,8 @@ def in_one_line(call: Callable[P, R]) -> Callable[P, R]:
 
 def names_of(names: Any) -> list[str]:
     """Queue names as they were given, in a list or as one. Raises `WrongUsage`."""
+    if not isinstance(names, (str, list, tuple, set, frozenset, dict)):
+        raise WrongUsage(f"queues are {names!r:.60} but must be a list of names")
     found = [names] if isinstance(names, str) else list(names)
     for name in found:
         if not isinstance(name, str) or not name or "/" in name or not name.isprintable() or len(name) > 100 or name in (ASKED, ANSWERS):

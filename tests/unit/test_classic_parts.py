@@ -288,6 +288,19 @@ def test_a_port_that_is_taken_is_a_line() -> None:
         nodes._refuse_taken_port("127.0.0.1", taken.getsockname()[1])
 
 
+def test_queues_are_named_in_a_list() -> None:
+    for names in (7, None, object()):
+        with pytest.raises(WrongUsage, match="must be a list of names"):
+            utils.names_of(names)
+
+
+def test_what_has_no_queues_is_refused_by_a_server_of_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    for queues in (None, 50000, "server"):
+        with pytest.raises(SystemExit):
+            servers.ProtocolServer(50000, queues, {"Generate": [Generate, ["a"]]}, PipelineReplicate())  # type: ignore[arg-type]
+        assert "is no server of queues" in capsys.readouterr().err
+
+
 def test_a_name_alone_is_one_name() -> None:
     assert utils.names_of("gen2sq_q") == ["gen2sq_q"]
 
