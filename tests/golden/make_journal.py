@@ -29,7 +29,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.ranges import Fence
 from p2pcluster.journal import FORMAT, Journal, Recovered, Write
 from tests.contract.stores import RealStore
-from tests.simulation.queue_model import beginning, entry_body, source_key, values_of
+from tests.simulation.queue_model import beginning, deployment, entry_body, source_key, values_of
 from tests.simulation.sole_voter import SoleVoter, put
 
 FOLDER = Path(__file__).resolve().parent
@@ -76,6 +76,7 @@ def describe(journal: Journal, recovered: Recovered) -> dict[str, Any]:
         "members": state.members,
         **_flow(state),
         **_controls(state),
+        **_versions(state),
     }
 
 
@@ -89,6 +90,16 @@ def _controls(state: State) -> dict[str, Any]:
     """What people have said at run time, where they have."""
     found = {name: [p.paused, p.scaled] for name, p in state.pipelines.items()}
     return {"controls": found} if any(any(said) for said in found.values()) else {}
+
+
+def _versions(state: State) -> dict[str, Any]:
+    """Which versions are on their way over the nodes, how the last one ended, and what is left of pipelines that were undeployed."""
+    rolling = {
+        name: [p.rollout.number, p.rollout.former.version, p.rollout.nodes] for name, p in state.pipelines.items() if p.rollout
+    }
+    rolled = {name: p.rolled for name, p in state.pipelines.items() if p.rolled}
+    found = {"rolling": rolling, "rolled": rolled, "ended": {name: list(end) for name, end in state.ended.items()}}
+    return {"versions": found} if any(found.values()) else {}
 
 
 def _queue(journal: Journal, recovered: Recovered, name: str) -> dict[str, Any]:
@@ -147,6 +158,7 @@ def write_everything(node: SoleVoter) -> None:
     node.commit(commands.put(source_key("p", 1, "gen", 0), 1, 2, [], {"tick_ms": 1_700_000_000_000}))
     node.commit(commands.part("p/in", 3, FENCE, 0, [Port(["p/last.results"], lengths_blob([3, 4]), b"THIRDly")]))
     node.commit(Message("pause", {"pipeline": "p", "stage": "out", "reason": ""}), Message("scale", {"pipeline": "p", "stage": "left", "processes": 3}))
+    write_versions(node)
     node.checkpoint()
     config.LOG_BYTES_MAX = 0  # so that the bytes go to rows of their own
     while node.compact().more:
@@ -161,6 +173,21 @@ def write_everything(node: SoleVoter) -> None:
         Entry(node.last_index + 2, 1, 900, COMMANDS, entry_body([put("p/d", 16, b"not committed")])),
     )
     node.journal.write(Write(tail, commit_index=node.last_index))
+
+
+def write_versions(node: SoleVoter) -> None:
+    """One is on its way, one has gone back, and a pipeline has ended."""
+    *parts, deploy = deployment("w1")
+    ended = {**deploy.fields, "pipeline": "e", "manifest": {**deploy.fields["manifest"], "pipeline": "e"}}
+    node.commit(*parts, deploy._replace(fields=ended), Message("start_run", {"pipeline": "e", "params": None}))
+    value = Port(["e/x"], lengths_blob([12]), b"goes with it")
+    node.commit(commands.put("ends", 0, 1, [value]), Message("undeploy", {"pipeline": "e", "discard": True}))
+    node.commit(*(message._replace(fields={**message.fields, "version": "w2"}) for message in deployment("w1")))
+    failure = {"node": "host", "stage": "eat", "text": "does not start: No module named 'rare'"}
+    node.commit(Message("roll", {"pipeline": "w", "rollout": node.last_index, "node": "node-a"}),
+                Message("roll_back", {"pipeline": "w", "rollout": node.last_index, "failure": failure}))
+    node.commit(*deployment("v2"))
+    node.commit(Message("roll", {"pipeline": "p", "rollout": node.last_index, "node": "node-a"}))
 
 
 def main() -> None:
