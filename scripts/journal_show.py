@@ -237,7 +237,8 @@ def overview(shown: View) -> Record:
         "configuration": _configuration(shown.configuration()),
         "members": [{"node": node, **member} for node, member in sorted(state.members.items())],
         "pipelines": [{"name": p.name, "version": p.version, "run": p.run, "state": p.state, "params": p.params,
-                       "origin": p.origin, "paused": p.paused, "scaled": p.scaled}
+                       "origin": p.origin, "paused": p.paused, "scaled": p.scaled, "rolled": p.rolled,
+                       "rollout": p.rollout and {"former": p.rollout.former.version, "nodes": p.rollout.nodes}}
                       for p in state.pipelines.values()],
         "producers": [{"producer": key, "epoch": p.epoch, "seq": p.seq, "count": p.count, "finished": p.finished,
                        "node": p.node}
@@ -261,6 +262,12 @@ def overview_lines(found: Record) -> Iterator[str]:
     for pipeline in found["pipelines"]:
         yield _cut(f"pipeline  {pipeline['name']} version {pipeline['version'][:12]}, run {pipeline['run']} "
                    f"{pipeline['state']}, params {json.dumps(pipeline['params'])}")
+        if pipeline["rollout"] is not None:
+            yield _cut(f"rollout   {pipeline['name']} from version {pipeline['rollout']['former'][:12]}, "
+                       f"so far on {', '.join(pipeline['rollout']['nodes']) or 'no node'}")
+        if pipeline["rolled"] is not None and pipeline["rolled"]["failure"] is not None:
+            failure = pipeline["rolled"]["failure"]
+            yield _cut(f"went back {pipeline['name']} version {pipeline['rolled']['version'][:12]}: {failure['stage']} on {failure['node']} {failure['text']}")
         for stage, reason in pipeline["paused"].items():
             yield _cut(f"paused    {pipeline['name']}{f'/{stage}' if stage else ''}{f': {reason}' if reason else ''}")
         for stage, processes in pipeline["scaled"].items():

@@ -211,6 +211,12 @@ def test_the_state_is_the_one_of_now_and_not_of_the_last_checkpoint(tmp_path: Pa
     scribe.journal.abandon()
 
 
+def test_versions_on_their_way_and_those_that_went_back_are_shown(printed: Printed) -> None:
+    lines = printed(SCRIPTS.parent / "tests" / "golden" / "journal_v3.sqlite3").splitlines()
+    assert "rollout   p from version v1, so far on node-a" in lines
+    assert "went back w version w2: eat on host does not start: No module named 'rare'" in lines
+
+
 def test_an_unknown_queue_is_named_with_those_that_there_are(home: Path) -> None:
     done = script("journal_show", home, "--items", "wrok")
     assert done.returncode == 1
