@@ -36,7 +36,7 @@ from p2pcluster.core.queues import State
 from p2pcluster.core.quorum import Configuration
 from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
-from p2pcluster.errors import ClusterError, WrongUsage
+from p2pcluster.errors import ClusterError, ValueRefused, WrongUsage
 from p2pcluster.values import DECODERS
 from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, entered_in, source_runner
 
@@ -111,12 +111,10 @@ class _Remembering(StageRunner):
     waits_for_parts = False  # whoever would answer waits for this
 
     def _has_raised(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):  # it is meant for the whole run, and not for the item that it happened to come in
-            raise error
-
-    def _report_failure(self, work: Work, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise error  # whoever runs it here wants it to stop
+
+    def _report_failure(self, work: Work, error: BaseException) -> None:
         assert self._context.queue is not None and self._context.item_id is not None, "a stage runs an item"
         self.failures[(self._context.queue, self._context.item_id)] = error
         super()._report_failure(work, error)
@@ -415,7 +413,9 @@ class _Run:
             full = f"{self.pipeline.name}/{record['name']}"
             ids = self._node.state.queues[full].parked
             for item_id, value in self._values(record["name"], set(ids)):
-                why = self.failures.get((full, item_id)) or ClusterError(ids[item_id].error["text"])
+                kind, text = ids[item_id].error["type"], ids[item_id].error["text"]
+                refused = ValueRefused(text.removeprefix("ValueRefused: ")) if kind == "ValueRefused" else ClusterError(text)
+                why = self.failures.get((full, item_id)) or refused
                 parked.append((record["read_by"], value, why))
         return parked
 

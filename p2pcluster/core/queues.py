@@ -365,7 +365,7 @@ class State(Deployments):
         """Outputs that are in the log before their item is done. They take ids and room, and are in no state."""
         queue = self.queues.get(message.fields["queue"])
         ports = _owned(read_ports(message.fields["ports"], message.blobs))
-        if queue is None or any(name not in self.queues for port, _ in ports for name in port.queues):
+        if queue is None or not all(self._is_beside(queue, name) for port, _ in ports for name in port.queues):
             return _refused(message, "unknown_queue")
         item_id, number = message.fields["id"], message.fields["part"]
         held = queue.leases.overlap(item_id, item_id + 1)
@@ -379,6 +379,10 @@ class State(Deployments):
         queue.parts[item_id] = Parts(number + 1, known.spans + self._hide(ports, context))
         self._touch("parts", (queue.name, item_id))
         return Outcome("part", "ok", {"parts": number + 1})
+
+    def _is_beside(self, queue: QueueState, name: str) -> bool:
+        """Whether there is such a queue, of the same pipeline: what is hidden goes when the pipeline does."""
+        return name in self.queues and self.queues[name].pipeline == queue.pipeline
 
     def _hide(self, ports: list[tuple[Port, int]], context: _Context) -> list[tuple[str, int, int]]:
         spans = []

@@ -463,7 +463,11 @@ class Model:
 
     def _part(self, fields: dict[str, Any], blobs: Sequence[Buffer]) -> tuple[Any, ...]:
         queue = self.queues.get(fields["queue"])
-        if queue is None or any(name not in self.queues for port in fields["ports"] for name in port["queues"]):
+        if queue is None or any(
+            name not in self.queues or self.queues[name].pipeline != queue.pipeline
+            for port in fields["ports"]
+            for name in port["queues"]
+        ):
             return "refused", {"code": "unknown_queue"}
         item = queue.items.get(fields["id"])
         if item is None or item.fence != Fence(*fields["fence"]):

@@ -165,16 +165,6 @@ def test_functions_that_live_in_main_are_fine(how: str) -> None:
     assert (run.stdout, run.stderr) == ("[1, 2, 5]\n", "")
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": 5}])
-def test_ctrl_c_ends_the_run_and_is_no_failure_of_an_item(options: dict[str, Any]) -> None:
-    @stage(**options)
-    def Interrupted(x: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Pipeline("ctrl-c", Numbers >> Interrupted).run_local()
-
-
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 

@@ -279,6 +279,12 @@ def test_parts_count_under_their_fence_alone_and_in_their_order(log: Log) -> Non
     assert list(log.queue("p/in").ready) == [(1, 2)], "what its holder cannot finish goes back"
 
 
+def test_parts_stay_in_their_pipeline(log: Log) -> None:
+    log.put("p/in", b"1")
+    log.take("p/in")
+    assert log.part("p/in", 1, 0, [port(["w/x"], b"a")]) == ("refused", {"code": "unknown_queue"})
+
+
 def test_items_that_ran_together_when_their_machine_died_are_counted_and_not_parked(log: Log) -> None:
     log.put("p/in", b"1", b"2", b"3")  # a stage without retries reads it
     log.take("p/in")
