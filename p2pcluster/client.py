@@ -315,7 +315,8 @@ class Link:
         sure = list(self.options.seed) if self._only_seeds else find_addresses(self.options, Path.home(), socket.gethostname())
         addresses = list(dict.fromkeys([*self._known[:1], *sure, *self._known[1:]]))
         failures: list[ClusterError] = [ClusterNotFound(
-            f"no node of cluster {self.options.cluster!r} is known here: start one with python -m p2pcluster, or name one with --seed HOST:PORT")]
+            f"no node of cluster {self.options.cluster!r} is known here, and none is heard: start one with python -m p2pcluster, or name one with "
+            "--seed HOST:PORT")]
         for address in addresses:
             try:
                 connection = dial(address.host, address.port, self._handshake(), min(DIAL_S, timeout_s / len(addresses)))
