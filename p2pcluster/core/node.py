@@ -102,6 +102,7 @@ class Node:
         self.rates = status.Rates()
         self._planner = Planner()
         self._pacers = Pacers()
+        self._pacing: set[str] = set()  # sources of which a put is on its way into the log
         self._ticker = Ticker()
         self._alarms_told = Alarms()
         self._random = random
@@ -356,6 +357,7 @@ class Node:
         self._promised.clear()
         self._held.clear()
         self._coming.clear()
+        self._pacing.clear()
         self._owners.clear()
         self._rolling.clear()
         self._uploads.clear()
@@ -502,9 +504,11 @@ class Node:
         interval_ns = self.state.source_intervals_ns.get(f"{pipeline}/{stage}", 0)
         if not interval_ns or pipeline not in self.state.pipelines:
             return True
+        if f"{pipeline}/{stage}" in self._pacing:
+            return False
         count = sum(len(message.blobs[blob]) // 4 for _, blob in _port_blobs(message))
-        return self._pacers.spend_together(f"{pipeline}/{stage}", self.state.pipelines[pipeline].paced.get(stage, 0), interval_ns,
-                                           self.raft.cluster_time_ms(self._now_ms), count)
+        full_ns = self.state.pipelines[pipeline].paced.get(stage, 0)
+        return self._pacers.may_go(full_ns, interval_ns, self.raft.cluster_time_ms(self._now_ms), count)
 
     def _has_room(self, message: Message) -> bool:
         for queue in self._targets(message):
@@ -518,9 +522,12 @@ class Node:
         counts = [(name, len(message.blobs[blob]) // 4) for port, blob in _port_blobs(message) for name in port["queues"]]
         for name, count in counts:
             self._coming[name] = self._coming.get(name, 0) + count
-        self._propose(_bare(message), (self._on_put_outcome, session.id, message.fields.get("req"), counts))
+        source = "/".join(source_of(message.fields["producer"][0])) if self.state.source_intervals_ns else ""
+        self._pacing.add(source)
+        self._propose(_bare(message), (self._on_put_outcome, session.id, message.fields.get("req"), counts, source))
 
-    def _on_put_outcome(self, outcome: Outcome, session_id: str, request: int | None, counts: list[tuple[str, int]]) -> None:
+    def _on_put_outcome(self, outcome: Outcome, session_id: str, request: int | None, counts: list[tuple[str, int]], source: str) -> None:
+        self._pacing.discard(source)
         for name, count in counts:
             self._coming[name] -= count
         if request is not None:
@@ -564,7 +571,7 @@ class Node:
             wanted -= queue.leases.held_by[(session.node, session.boot)] + (len(promised) if promised else 0)
         count = min(wanted, self._room_behind(queue) if session.kind == "node" else wanted)
         if queue.interval_ns and count > 0 and session.kind == "node":
-            count = self._pacers.allowed(*self._bucket_of(queue), count)
+            count = 0 if promised else self._pacers.allowed(*self._bucket_of(queue), count)
         if count <= 0:
             return
         ranges = queue.ready.first(count, promised)
@@ -577,10 +584,10 @@ class Node:
         pipeline = self.state.pipelines.get(queue.pipeline)
         return session.has_reported and pipeline is not None and session.versions.get(pipeline.name) == pipeline.version_on(session.node)
 
-    def _bucket_of(self, queue: QueueState) -> tuple[str, int, int, int]:
+    def _bucket_of(self, queue: QueueState) -> tuple[int, int, int]:
         """The bucket of the rate of a queue's reader, and what time it is."""
         stage, pipeline = queue.read_by or "", self.state.pipelines[queue.pipeline]
-        return f"{queue.pipeline}/{stage}", pipeline.paced.get(stage, 0), queue.interval_ns, self.raft.cluster_time_ms(self._now_ms)
+        return pipeline.paced.get(stage, 0), queue.interval_ns, self.raft.cluster_time_ms(self._now_ms)
 
     def _room_behind(self, queue: QueueState) -> int:
         """How many items of the queue may be taken before what they become fills a queue behind it."""
@@ -623,7 +630,6 @@ class Node:
         waits = ranges[0][0] < self._old_below.get(queue.name, 0)
         if queue.interval_ns and session.kind == "node":
             waits = True  # then no leader has given away anything of a rate that the next one does not know of
-            self._pacers.spend(*self._bucket_of(queue), sum(hi - lo for lo, hi in ranges))
         self._propose(commands.take(queue.name, ranges, fence), (self._on_taken, queue.name, ranges, session, grant if waits else None),
                       0 if waits else config.TAKE_RECORD_DELAY_MS)
         if not waits:

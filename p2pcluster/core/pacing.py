@@ -41,32 +41,28 @@ def wait_ms(full_ns: int, interval_ns: int, now_ms: int, count: int) -> int:
 
 
 class Pacers:
-    """The buckets as the leader sees them, who gives away before that is in the log. `full_ns` is what the log says of one."""
+    """What the leader lets go now, and when it has to look again for those that have to wait.
+
+    It goes by the log alone, so nobody may ask for a bucket while something that was let go is not applied: by what time that is stamped
+    in the end is not known before.
+    """
 
     def __init__(self) -> None:
-        self._full_ns: dict[str, int] = {}
         self._next_ms: int | None = None
 
-    def allowed(self, name: str, full_ns: int, interval_ns: int, now_ms: int, wanted: int) -> int:
-        """How many of the wanted may go now; of those that may not, `is_due` remembers when the first may."""
-        full_ns = max(full_ns, self._full_ns.get(name, 0))
+    def allowed(self, full_ns: int, interval_ns: int, now_ms: int, wanted: int) -> int:
+        """How many of the wanted may go now."""
         count = min(wanted, allowed(full_ns, interval_ns, now_ms))
         if count < wanted:
             self._wake_at(now_ms + wait_ms(full_ns, interval_ns, now_ms, count + 1))
         return count
 
-    def spend(self, name: str, full_ns: int, interval_ns: int, now_ms: int, count: int) -> None:
-        self._full_ns[name] = taken(max(full_ns, self._full_ns.get(name, 0)), interval_ns, now_ms, count)
-
-    def spend_together(self, name: str, full_ns: int, interval_ns: int, now_ms: int, count: int) -> bool:
-        """Whether all may go now; then they do. As many as never are in a bucket go when it is full."""
-        full_ns = max(full_ns, self._full_ns.get(name, 0))
+    def may_go(self, full_ns: int, interval_ns: int, now_ms: int, count: int) -> bool:
+        """Whether all may go now. As many as never are in a bucket go when it is full."""
         left_ms = wait_ms(full_ns, interval_ns, now_ms, count) if count else 0
         if left_ms:
             self._wake_at(now_ms + left_ms)
-            return False
-        self.spend(name, full_ns, interval_ns, now_ms, count)
-        return True
+        return not left_ms
 
     def _wake_at(self, at_ms: int) -> None:
         self._next_ms = at_ms if self._next_ms is None else min(at_ms, self._next_ms)

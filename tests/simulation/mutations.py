@@ -564,7 +564,7 @@ def each_leader_has_a_bucket() -> list[Patch]:
 
 
 def _gives_all(original: Any) -> Any:
-    return lambda self, name, full_ns, interval_ns, now_ms, wanted: wanted
+    return lambda self, full_ns, interval_ns, now_ms, wanted: wanted
 
 
 def _waits_not(original: Any) -> Any:
@@ -614,7 +614,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("votes for any log", swap(Log, "is_up_to_date", _any_log), "leader completeness|durable on|lost it|cut off", HARD),
     Mutation("appends to any ground", swap(Raft, "_stands_on_common_ground", _any_ground), "log matching", HARD),
     Mutation("cuts off what it has", swap(Raft, "_append_foreign", _truncates_what_it_has),
-             "would be cut off|lost it|cuts off|leader completeness", HARD),
+             "would be cut off|lost it|cuts off|leader completeness|is not durable", HARD),
     Mutation("the old half forgotten", forgets_the_old_half, "durable on|election safety|two leaders",
              SWAPPING),
     Mutation("compaction without a snapshot", swap(Progress, "wait_for_snapshot", _skips_over_compacted), "no progress",

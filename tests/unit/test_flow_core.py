@@ -91,6 +91,37 @@ def test_a_source_emits_what_its_rate_allows_and_its_end_is_no_item() -> None:
     assert flow.is_done
 
 
+@pytest.mark.parametrize("what", ["stage", "source"])
+def test_on_a_slow_disk_the_rate_is_kept_by_the_times_in_the_log(what: str) -> None:
+    """What is let go is stamped when it is written: whoever went by the time at which it was let go would find the next one early."""
+    if what == "stage":
+        flow = Flow(of(Queue("in", maxsize=None) >> sink(nothing, name="S", rate="8/s", processes=2)), Random(0))
+        flow.put("in", [b"v"] * 100)
+    else:
+        flow = Flow(of(source(emits_numbers, name="G", rate="8/s", processes=2) >> sink(nothing, name="S", processes=1)), Random(0))
+        flow.sources["G"] = [b"v"] * 100
+    stamped: list[int] = []
+    pace, commit = flow.state._pace, flow._commit
+
+    def noted(pipeline: str, name: str, interval_ns: int, count: int, context: Any) -> None:
+        stamped.extend([context.at_ms] * count)
+        pace(pipeline, name, interval_ns, count, context)
+
+    flow.state._pace = noted  # type: ignore[method-assign]
+    flow._commit = lambda: flow.random.random() < 0.1 and commit()  # type: ignore[method-assign]
+    flow.pass_time(12_000)
+    assert len(stamped) > 20
+    if what == "stage":
+        assert_kept("8/s", stamped)
+    else:
+        assert all(later >= earlier for earlier, later in zip(stamped, stamped[1:], strict=False))
+        assert len(stamped) <= 8 * (stamped[-1] - stamped[0]) / 1000 + 4, "a batch of the test's source may be three"
+
+
+def emits_numbers(shard: int, shards: int) -> Any:
+    yield from ()
+
+
 def nothing_at_all() -> Any:
     yield from ()
 

@@ -55,10 +55,10 @@ def test_over_no_window_more_than_the_rate_and_one_burst_may_go_whoever_leads(se
         now_ms += random.choice((0, 1, 20, 50, 300))
         if random.random() < 0.05:
             pacers = Pacers()
-        count = pacers.allowed("stage", logged_ns, interval_ns, now_ms, random.randrange(1, 40))
+        count = pacers.allowed(logged_ns, interval_ns, now_ms, random.randrange(1, 40))
         if count:
-            pacers.spend("stage", logged_ns, interval_ns, now_ms, count)
-            logged_ns = taken(logged_ns, interval_ns, now_ms + random.choice((0, 0, 3)), count)
+            now_ms += random.choice((0, 0, 3, 40))  # until it is written, and stamped
+            logged_ns = taken(logged_ns, interval_ns, now_ms, count)
             gone.append((now_ms, count))
     for at, (first_ms, _) in enumerate(gone):
         total = 0
@@ -67,27 +67,21 @@ def test_over_no_window_more_than_the_rate_and_one_burst_may_go_whoever_leads(se
             assert total <= burst_of(interval_ns) + (last_ms - first_ms) * 1_000_000 / interval_ns + 1e-6
 
 
-def test_what_is_ahead_of_the_log_counts() -> None:
-    pacers, interval_ns = Pacers(), interval_ns_of("100/s")
-    assert pacers.allowed("stage", 0, interval_ns, 0, 8) == 8
-    pacers.spend("stage", 0, interval_ns, 0, 8)
-    assert pacers.allowed("stage", 0, interval_ns, 0, 8) == 2
-
-
 def test_a_batch_goes_whole_and_one_beyond_the_burst_when_the_bucket_is_full() -> None:
     pacers, interval_ns = Pacers(), interval_ns_of("100/s")
-    assert pacers.spend_together("source", 0, interval_ns, 0, 25)
-    assert not pacers.spend_together("source", 0, interval_ns, 249, 25)
+    assert pacers.may_go(0, interval_ns, 0, 25)
+    full_ns = taken(0, interval_ns, 0, 25)
+    assert not pacers.may_go(full_ns, interval_ns, 249, 25)
     assert pacers.is_due(250)
-    assert pacers.spend_together("source", 0, interval_ns, 250, 25)
-    assert pacers.spend_together("source", 0, interval_ns, 250, 0), "the end of a source is no value"
+    assert pacers.may_go(full_ns, interval_ns, 250, 25)
+    full_ns = taken(full_ns, interval_ns, 250, 25)
+    assert pacers.may_go(full_ns, interval_ns, 250, 0), "the end of a source is no value"
 
 
 def test_nobody_is_woken_who_was_not_told_to_wait() -> None:
     pacers, interval_ns = Pacers(), interval_ns_of("5/s")
     assert not pacers.is_due(1 << 60)
-    pacers.spend("stage", 0, interval_ns, 1_000, 1)
-    assert pacers.allowed("stage", 0, interval_ns, 1_000, 3) == 0
+    assert pacers.allowed(taken(0, interval_ns, 1_000, 1), interval_ns, 1_000, 3) == 0
     assert (pacers.is_due(1_199), pacers.is_due(1_200)) == (False, True)
     pacers.look_again()
     assert not pacers.is_due(1 << 60)
