@@ -113,8 +113,8 @@ class Offering:
                       "node works for that one. To replace it: python -m p2pcluster deploy")
             self._begin_run(deployed["run"], deployed["state"])
         elif deployed["version"] != self._packed.version and _was_rolled_back(deployed, self._packed.version):
-            self._out(f"{name}: version {self._packed.version[:8]}, which is in this folder, did not start before and was rolled back; version "
-                      f"{deployed['version'][:8]} runs on. Correct it, or try it again with python -m p2pcluster deploy")
+            self._out(f"{name}: version {self._packed.version[:8]}, which is in this folder, did not start before and was rolled back; "
+                      f"version {deployed['version'][:8]} runs on. Correct it, or try it again with python -m p2pcluster deploy")
             self._begin_run(deployed["run"], deployed["state"])
         else:
             changed = changes(deployed, self._packed, self._record)

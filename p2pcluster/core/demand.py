@@ -32,8 +32,8 @@ def loads_of(state: State, nodes: list[Session], rates: Rates, planner: Planner)
 
 
 def _loads_of(state: State, nodes: list[Session], rates: Rates, planner: Planner, pipeline: PipelineState) -> list[Load]:
-    """Of one pipeline. While a version is rolled out, a node runs the stages of the one that is in force there; how many processes a stage of
-    both has in all, the new one says."""
+    """Of one pipeline. While a version is rolled out, a node runs the stages of the one that is in force there; how many processes a stage
+    of both has in all, the new one says."""
     loads: dict[str, Load] = {}
     versions = versions_of(pipeline, nodes)
     for version, group in versions:

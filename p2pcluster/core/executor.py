@@ -546,7 +546,8 @@ class Executor:
 
     def _on_process_divided(self, process: Process, message: Message) -> None:
         """A batch has failed, and its items are tried one by one."""
-        self._work_of(process, message).is_divided = True
+        work = self._work_of(process, message)
+        work.is_divided, work.sent_ms = True, self._now_ms
 
     def _on_process_failed(self, process: Process, message: Message) -> None:
         work, stage = self._work_of(process, message), self._stage_of(process)
@@ -577,6 +578,7 @@ class Executor:
 
     def _after_report(self, process: Process, work: Work, stage: StageWork) -> None:
         process.is_stuck = False
+        work.sent_ms = self._now_ms  # of a batch that was divided the next item begins
         if work.reported >= work.count:
             process.works.remove(work)
         if not process.works:
@@ -874,7 +876,7 @@ class Executor:
         process.left = record["max_items"] or NO_LIMIT if record else NO_LIMIT
         project = {**pipeline["project"], "zip_sha256": pipeline["zip_sha256"]}
         queue = f"{spec.pipeline}/{record['reads']}" if record and record["reads"] else ""
-        in_hand = max(record["batch"] or 1, record["concurrency"]) if record else 1
+        in_hand = (record["batch"] or 1) * record["concurrency"] if record else 1
         self._actions.append(Start(process.key, spec, project, pipeline["params"], queue, in_hand if in_hand > 1 else 0,
                                    pipeline.get("totals")))
         return process
@@ -1021,7 +1023,7 @@ class Executor:
             self._tell(Message("stats", stats))
 
     def _report_of(self, name: str, trial: Trial) -> dict[str, Any]:
-        """How a version that is rolled out does here: how many processes of others are left, and which of its stages have proved themselves."""
+        """How a version that is rolled out does here: how many processes of others are left, which of its stages have proved themselves."""
         mine = [p for p in self.processes.values() if p.spec.pipeline == name and p.spec.role != "on_done"]
         of_version = [p for p in mine if p.spec.version == self.pipelines[name]["version"]]
         proved = {p.spec.stage: True for p in of_version if self._has_proved_itself(p)}

@@ -579,8 +579,8 @@ class Node:
             self._grant(session, queue, ranges)
 
     def _may_be_given(self, session: Session, queue: QueueState) -> bool:
-        """Not before a node has reported, for what it holds may still look free; and only when it was told the version that is in force there,
-        for its processes may be of another one."""
+        """Not before a node has reported, for what it holds may still look free; and only when it was told the version that is in force
+        there, for its processes may be of another one."""
         pipeline = self.state.pipelines.get(queue.pipeline)
         return session.has_reported and pipeline is not None and session.versions.get(pipeline.name) == pipeline.version_on(session.node)
 
@@ -605,7 +605,7 @@ class Node:
         return room
 
     def _behind(self, pipeline: PipelineState, stage: dict[str, Any], queue: QueueState) -> Iterator[QueueState]:
-        """The queues that a stage's items may fill; edges that close a cycle do not count. While a version is rolled out, those of either."""
+        """The queues that a stage's items may fill; edges that close a cycle do not count. While a version rolls, those of either."""
         for manifest in pipeline.manifests:
             if pipeline.rollout is not None:
                 read = queue.name.partition("/")[2]
@@ -809,7 +809,8 @@ class Node:
                 producer, owner = self.state.producers.get(key), self._owners.get(key)
                 if producer is not None and producer.finished:
                     continue
-                if owner is not None or (key not in self._held and not pipeline.is_paused(stage["name"]) and self._fit_for(pipeline, stage)):
+                is_next = key not in self._held and not pipeline.is_paused(stage["name"]) and self._fit_for(pipeline, stage)
+                if owner is not None or is_next:
                     yield stage["name"], owner
 
     def _forget_old_uploads(self) -> None:
@@ -854,7 +855,8 @@ class Node:
 
     def _fit_for(self, pipeline: PipelineState, stage: dict[str, Any]) -> list[Session]:
         """The nodes that may run a source, which all know the newest version: a shard of it may be none of the former one."""
-        nodes = [session for session in self.sessions.values() if session.kind == "node" and session.has_reported and not session.is_draining
+        nodes = [session for session in self.sessions.values()
+                 if session.kind == "node" and session.has_reported and not session.is_draining
                  and session.versions.get(pipeline.name) == pipeline.version == pipeline.version_on(session.node)]
         allowed = allowed_nodes(pipeline, stage, nodes)[0]
         return [session for session in nodes if allowed is None or session.id in allowed]

@@ -2,8 +2,8 @@
 
 Each node that was told to run it says what became of its *trial*: how many processes of other versions it still has, which stages have a
 process that has proved itself, and what did not start. A version proves itself on one node, the one that it was deployed from where that is
-here, before the next one gets it; so one that cannot start costs one node's work for a moment. It goes back when a stage does not start where
-it is tried first. Where it has started on another node before, what it lacks is that node's fact, as it is without a roll-out.
+here, before the next one gets it; so one that cannot start costs one node's work for a moment. It goes back when a stage does not start
+where it is tried first. Where it has started on another node before, what it lacks is that node's fact, as it is without a roll-out.
 
 A function that raises is none of this module's business: its items are tried again and parked, in the old version as in the new one.
 """
@@ -78,8 +78,8 @@ def _is_well(pipeline: PipelineState, session: Session, sources: Sources) -> boo
     trial = _trial(pipeline, session)
     if trial is None or trial["old"]:
         return False
-    begin = f"{pipeline.name}/"
-    planned = {name.removeprefix(begin) for name, count in (session.planned or {}).get("processes", {}).items() if count and name.startswith(begin)}
+    begin, counts = f"{pipeline.name}/", (session.planned or {}).get("processes", {})
+    planned = {name.removeprefix(begin) for name, count in counts.items() if count and name.startswith(begin)}
     mine = {stage for stage, owner in sources if owner in (session.id, None)}
     failed = {trial["failure"]["stage"]} if trial["failure"] is not None else set()
     return pipeline.state != "running" or (planned | mine) - failed <= set(trial["ready"])
@@ -90,9 +90,13 @@ def alarm(pipeline: PipelineState) -> str | None:
     rolled = pipeline.rolled
     if rolled is None or rolled["failure"] is None:
         return None
+    return (f"{pipeline.name}: version {rolled['version'][:8]} was rolled back, because {_why(rolled)}; version {pipeline.version[:8]} runs on: "
+            "correct it and deploy again, or deploy what runs now to end this alarm")
+
+
+def _why(rolled: Mapping[str, Any]) -> str:
     failure = rolled["failure"]
-    return (f"{pipeline.name}: version {rolled['version'][:8]} was rolled back, because {failure['stage']} on {failure['node']} {failure['text']}; "
-            f"version {pipeline.version[:8]} runs on: correct it and deploy again, or deploy what runs now to end this alarm")
+    return f"{failure['stage']} on {failure['node']} {failure['text']}"
 
 
 def told(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Iterator[str]:
@@ -101,8 +105,6 @@ def told(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]) 
         return
     rolled = after["rolled"]
     if rolled is not None and rolled != before["rolled"] and rolled["failure"] is not None:
-        failure = rolled["failure"]
-        yield (f"{name}: version {rolled['version'][:8]} is rolled back, because {failure['stage']} on {failure['node']} {failure['text']}; "
-               f"version {after['version'][:8]} runs on")
+        yield (f"{name}: version {rolled['version'][:8]} is rolled back, because {_why(rolled)}; version {after['version'][:8]} runs on")
     elif after["version"] != before["version"]:
         yield f"{name}: version {after['version'][:8]} runs here now"

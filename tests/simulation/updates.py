@@ -1,4 +1,4 @@
-"""Programs that change what is deployed: new versions of the pipeline, some of which do not start, and a second pipeline that comes and goes."""
+"""Programs that change what is deployed: new versions, some of which do not start, and a second pipeline that comes and goes."""
 
 from __future__ import annotations
 

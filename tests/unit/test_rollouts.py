@@ -71,12 +71,13 @@ class Rolling(Leader):
         """Whether these machines run the new version and the others the old one."""
         return self.versions() == {name: NEW if name in names else OLD for name in ("a", "b", "c")}
 
-    def says(self, name: str, *ready: str, old: int = 0, failure: dict[str, str] | None = None, troubles: dict[str, str] | None = None) -> None:
-        """How the new version does on a machine."""
-        rollout = self.plan(name)["pipelines"]["p"]["rollout"]
-        trials = {} if rollout is None else {"p": {"rollout": rollout, "old": old, "ready": list(ready), "failure": failure}}
-        self.node.step(name, Message("stats", {"running": {}, "service_us": {}, "troubles": troubles or {}, "draining": False, "trials": trials}),
-                       self.now_ms)
+    def says(self, name: str, *ready: str, old: int = 0, failure: dict[str, str] | None = None, rollout: int | None = None) -> None:
+        """How the new version does on a machine; what has failed there is its trouble too."""
+        number = rollout or self.plan(name)["pipelines"]["p"]["rollout"]
+        trials = {} if number is None else {"p": {"rollout": number, "old": old, "ready": list(ready), "failure": failure}}
+        troubles = {} if failure is None else {f"p/{failure['stage']}": failure["text"]}
+        stats = {"running": {}, "service_us": {}, "troubles": troubles, "draining": False, "trials": trials}
+        self.node.step(name, Message("stats", stats), self.now_ms)
         self.settle()
 
     def alarms(self) -> str:
@@ -113,7 +114,8 @@ def test_a_version_that_does_not_start_where_it_is_tried_first_goes_back_and_no_
     assert rolling.new()
     pipeline = rolling.node.state.pipelines["p"]
     assert (pipeline.version, pipeline.rolled) == (OLD, {"version": NEW, "nodes": 1, "failure": {"node": "b", **FAILURE}})
-    assert "p: version 22222222 was rolled back, because Work on b does not start: No module named 'rare'; version 11111111 runs on" in rolling.alarms()
+    why = "because Work on b does not start: No module named 'rare'"
+    assert f"p: version 22222222 was rolled back, {why}; version 11111111 runs on" in rolling.alarms()
     assert not any(plan.fields["pipelines"]["p"]["version"] == NEW for name, plan in rolling.sent if plan.kind == "plan" and name != "b")
 
 
@@ -134,16 +136,14 @@ def test_what_a_machine_said_about_an_earlier_try_does_not_count_for_the_next(ro
     rolling.says("b", failure=FAILURE)
     rolling.deploy(PIPELINE, "b", version=NEW)
     rolling.settle()
-    trials = {"p": {"rollout": late, "old": 0, "ready": [], "failure": FAILURE}}
-    rolling.node.step("b", Message("stats", {"running": {}, "service_us": {}, "troubles": {}, "draining": False, "trials": trials}), rolling.now_ms)
-    rolling.settle()
+    rolling.says("b", failure=FAILURE, rollout=late)
     assert rolling.new("b")
 
 
 def test_what_a_later_node_lacks_is_that_nodes_fact(rolling: Rolling) -> None:
     rolling.says("b", "Work")
     assert rolling.new("a", "b")
-    rolling.says("a", failure=FAILURE, troubles={"p/Work": FAILURE["text"]})
+    rolling.says("a", failure=FAILURE)
     assert rolling.new("a", "b", "c"), "it has started on another one"
     rolling.says("c", "Work")
     assert rolling.node.state.pipelines["p"].rolled == {"version": NEW, "nodes": 3, "failure": None}
@@ -255,6 +255,8 @@ def test_a_node_of_an_undeployed_pipeline_has_nothing_more_to_do_with_it() -> No
 
 # ---- a machine's half
 
+ASSIGNED = {"pipeline": "p", "stage": "Numbers", "shard": 0, "producer": "source:p/1/Numbers/0", "epoch": 1, "seq": 0, "count": 0, "hash": ""}
+
 
 class Machine:
     """A machine with a leader who plans and grants what the test says."""
@@ -273,7 +275,8 @@ class Machine:
         if pipeline is not None:
             manifest = pipeline.manifest()
             pipelines["p"] = {"manifest": manifest, "version": version, "run": 1, "state": "running", "project": {}, "zip_sha256": "",
-                              "params": None, "paused": {}, "scaled": {}, "on_done_run": 0, "is_over": False, "rollout": rollout, "rolled": None}
+                              "params": None, "paused": {}, "scaled": {}, "on_done_run": 0, "is_over": False, "rollout": rollout,
+                              "rolled": None}
             processes = {f"p/{record['name']}": self.processes for record in manifest["stages"] if record["reads"]}
         self.executor.on_leader(Message("plan", {"pipelines": pipelines, "processes": processes}), self.now_ms)
         self.take()
@@ -434,8 +437,7 @@ def test_a_source_that_raises_before_it_has_emitted_anything_fails_the_version()
     pipeline = Pipeline("p", Numbers >> Keep)
     machine = Machine(pipeline)
     machine.plan(pipeline, NEW, rollout=7)
-    fields = {"pipeline": "p", "stage": "Numbers", "shard": 0, "producer": "source:p/1/Numbers/0", "epoch": 1, "seq": 0, "count": 0, "hash": ""}
-    machine.executor.on_leader(Message("assigned", fields), 0)
+    machine.executor.on_leader(Message("assigned", ASSIGNED), 0)
     machine.take()
     key = machine.ready()
     machine.says(key, "error", error={"text": "FileNotFoundError: numbers.txt"})
@@ -447,8 +449,8 @@ def test_a_source_that_raises_before_it_has_emitted_anything_fails_the_version()
 def test_a_source_that_is_taken_away_ends_and_says_so() -> None:
     pipeline = Pipeline("p", Numbers >> Keep)
     machine = Machine(pipeline)
-    about = {"pipeline": "p", "stage": "Numbers", "shard": 0}
-    machine.executor.on_leader(Message("assigned", {**about, "producer": "source:p/1/Numbers/0", "epoch": 1, "seq": 0, "count": 0, "hash": ""}), 0)
+    about = {name: ASSIGNED[name] for name in ("pipeline", "stage", "shard")}
+    machine.executor.on_leader(Message("assigned", ASSIGNED), 0)
     machine.take()
     key = machine.ready()
     for _ in range(2):
