@@ -526,8 +526,8 @@ class Daemon:
 
     def _timeout_s(self) -> float:
         """Until the clock has to be looked at: often while something is in hand, else as often as others wait to hear of this node."""
-        busy = self.executor.is_busy or self._stopping_by_s is not None or self.node.has_pending or self.neighbours.is_sending
-        if busy or self.cluster_id is None or not self.node.is_serving:
+        moves = self.executor.is_busy or self._processes.is_resting or self.node.has_pending or self.neighbours.is_sending
+        if moves or self._stopping_by_s is not None or self.cluster_id is None or not self.node.is_serving:
             return TICK_S
         return HEARTBEAT_TICK_S if self._peers.peers else IDLE_TICK_S
 

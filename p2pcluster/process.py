@@ -45,7 +45,8 @@ _POSITION = struct.Struct("=QQ")
 _OUTPUT_BYTES_MAX = 1 << 20  # of lines that wait for the terminal; then the processes wait
 _LINE_BYTES_MAX = 1 << 16  # of one line; longer ones are cut into several
 _READ_BYTES = 1 << 16
-_REST_BYTES_MAX = _READ_BYTES // 2  # a pipe that gave less is next read at the tick: a turn of the loop for each line would hold it
+_REST_BYTES_MAX = _READ_BYTES // 16  # a pipe that gave less is next read at the tick: a turn of the loop for each line would hold it
+_PIPE_BYTES = 1 << 18  # what a process may print in the meantime without waiting, where the system allows it
 
 
 def worker_command(*arguments: str) -> list[str]:
@@ -207,6 +208,7 @@ class ProcessTable:
         for which in ("stdout", "stderr"):
             pipe = getattr(process.popen, which)
             os.set_blocking(pipe.fileno(), False)
+            _widen(pipe.fileno())
             self._listen(process, which)
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # a kernel without it: the tick's poll notices the end
@@ -228,6 +230,11 @@ class ProcessTable:
 
     def positions(self) -> dict[int, tuple[int, int]]:
         return {key: process.position() for key, process in self.processes.items()}
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether something that was printed waits for the tick."""
+        return bool(self._resting)
 
     def poll(self) -> None:
         """Notice ends where the system gives no descriptor for them, and let go of what was muted."""
@@ -336,6 +343,15 @@ class ProcessTable:
                 self._selector.unregister(thing)
         process.close()
         self._on_exit(process.key, how_ended(code), position, list(process.stderr_lines))
+
+
+def _widen(pipe: int) -> None:
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except (ImportError, AttributeError, OSError):
+        return  # it stays as it is: who prints very much waits a little
 
 
 def how_ended(code: int) -> str:
