@@ -167,18 +167,18 @@ class _Tasks:
             def say(self, message: Message) -> None:
                 run.hear(key, message)
 
-            def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
+            def failed(self, work: Work, item_id: int, error: BaseException, elapsed_us: float) -> None:
                 if isinstance(error, KeyboardInterrupt):
                     raise error
-                run.failures[(f"{run.pipeline.name}/{record['reads']}", work.ids[0])] = error
-                super().failed(work, error, elapsed_us)
+                run.failures[(f"{run.pipeline.name}/{record['reads']}", item_id)] = error
+                super().failed(work, item_id, error, elapsed_us)
 
         loop_runner = run.loop_runner()
         with contexts.active(context):
             function = run.stack.enter_context(entered_in(stage, loop_runner))
         self.runner = Tasks(record, run.queues, function, stage.is_generator, context, _room(2),
                             lambda message: run.hear(key, message),
-                            _room(record["concurrency"]), loop_runner.get_loop())
+                            _room(record["concurrency"] * (record["batch"] or 1)), loop_runner.get_loop())
 
     def on_message(self, message: Message) -> None:
         if message.kind == "work":

@@ -11,7 +11,8 @@ import copy
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from p2pcluster import config
@@ -72,11 +73,16 @@ class BatchRunner(StageRunner):
         return True
 
     def _emitted(self, returned: Any) -> list[tuple[int, bytes]]:
-        if returned is DROP or (returned is None and not self._ports.encoders):
-            return []
-        if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | Mapping):
-            raise ValueRefused(f"a batch's function returned {type(returned).__name__}: return a list of what is to be emitted, or yield it")
-        return self._collected(returned)
+        return self._collected(values_of_batch(returned, bool(self._ports.encoders)))
+
+
+def values_of_batch(returned: Any, has_outputs: bool) -> Iterable[Any]:
+    """What a batch's function emits. Raises `ValueRefused` when that is no list of values."""
+    if returned is DROP or (returned is None and not has_outputs):
+        return []
+    if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | Mapping):
+        raise ValueRefused(f"a batch's function returned {type(returned).__name__}: return a list of what is to be emitted, or yield it")
+    return returned
 
 
 class _AheadOfTask(Ahead):
@@ -99,7 +105,7 @@ class _AheadOfTask(Ahead):
 
 
 class TaskRunner:
-    """Runs an `async def` with several items in hand, each a piece of work of its own and a task with a context of its own."""
+    """Runs an `async def` with several items or batches in hand, each a piece of work of its own and a task with a context of its own."""
 
     waits_for_parts = True
 
@@ -110,6 +116,7 @@ class TaskRunner:
         self.tasks: set[asyncio.Task[None]] = set()
         self._function = function
         self._is_generator = is_generator
+        self._is_batch = stage["batch"] is not None
         self._context = context
         self._position = position
         self._send = send
@@ -145,9 +152,9 @@ class TaskRunner:
         self._send_reports()
 
     def begin(self, work: Work) -> None:
-        """Make the item of `work` a task, unless it was recalled."""
-        work.at = 0
-        if work.limit == 0 and not self.recalls.may_run(work, 0):
+        """Make `work` a task, unless it was recalled."""
+        work.at = work.count - 1
+        if work.limit < work.count and not self.recalls.may_run(work, work.at):
             return
         task = self._loop.create_task(self._run(work))
         self.tasks.add(task)
@@ -176,87 +183,124 @@ class TaskRunner:
             ahead.on_ack(is_kept)
 
     async def _run(self, work: Work) -> None:
-        item_id = work.ids[0]
+        bodies = work.bodies()
+        if work.count > 1 and await self._has_run_whole(work, bodies):
+            return
+        for at, body in enumerate(bodies):
+            with self._holding([work.ids[at]]), contexts.active(self._context_of(work, at)):
+                await self._run_one(work, work.ids[at], body)
+
+    def _context_of(self, work: Work, at: int) -> contexts.Context:
         context = copy.copy(self._context)
-        context.run, context.item_id = work.runs, item_id
-        context.put_key = work.keys[0] if work.keys is not None else None
-        context.delivery = 1 + work.deliveries.get(str(item_id), 0)
-        slot = self._free.pop() if self._free else None
-        self._note(item_id, slot, item_id)
-        since_ns = time.monotonic_ns()
-        with contexts.active(context):
-            try:
-                bodies = await self._emitted_in_time(work)
-                self._report(work, bodies, (time.monotonic_ns() - since_ns) / 1000)
-            except ItemLost:
-                self.say(Message("lost", {"work": work.number, "count": 1}))
-            except BaseException as error:  # whatever it raises is this item's failure
-                self.failed(work, error, (time.monotonic_ns() - since_ns) / 1000)
-        self._ahead.pop(item_id, None)
-        self._note(item_id, slot, 0)
+        context.run, context.item_id = work.runs, work.ids[at]
+        context.put_key = work.keys[at] if work.keys is not None else None
+        context.delivery = 1 + work.deliveries.get(str(work.ids[at]), 0)
+        return context
 
-    def _note(self, item_id: int, slot: int | None, said: int) -> None:
+    @contextmanager
+    def _holding(self, ids: list[int]) -> Iterator[None]:
         """Say in the position file what is in hand."""
-        if said:
-            self._running[item_id] = None
-        else:
-            del self._running[item_id]
-        if slot is not None:
-            self._in_hand[slot] = said
-            if not said:
-                self._free.append(slot)
-        self._position[1] = next(iter(self._running), 0)
+        self._running.update(dict.fromkeys(ids))
+        room = [self._free.pop() for _ in range(min(len(ids), len(self._free)))]
+        for slot, item_id in zip(room, ids, strict=False):
+            self._in_hand[slot] = item_id
+        self._position[1] = next(iter(self._running))
+        try:
+            yield
+        finally:
+            for item_id in ids:
+                del self._running[item_id]
+            for slot in room:
+                self._in_hand[slot] = 0
+            self._free += room
+            self._position[1] = next(iter(self._running), 0)
 
-    async def _emitted_in_time(self, work: Work) -> list[tuple[int, bytes]]:
+    async def _has_run_whole(self, work: Work, bodies: list[bytes]) -> bool:
+        """False when the items of a batch are to be tried one by one."""
+        since_ns = time.monotonic_ns()
+        with self._holding(work.ids), contexts.active(self._context_of(work, 0)):
+            try:
+                emitted = await self._emitted_in_time(work, work.ids[0], [self._decode(body) for body in bodies])
+                self._report(work, work.count, work.ids[0], emitted, (time.monotonic_ns() - since_ns) / 1000)
+            except ItemLost:
+                self.say(Message("lost", {"work": work.number, "count": work.count}))
+            except BaseException:  # whichever item it is, it says so again when it runs alone
+                self.say(Message("divided", {"work": work.number}))
+                return False
+            finally:
+                self._ahead.pop(work.ids[0], None)
+        return True
+
+    async def _run_one(self, work: Work, item_id: int, body: bytes) -> None:
+        since_ns = time.monotonic_ns()
+        try:
+            value = self._decode(body)
+            emitted = await self._emitted_in_time(work, item_id, [value] if self._is_batch else value)
+            self._report(work, 1, item_id, emitted, (time.monotonic_ns() - since_ns) / 1000)
+        except ItemLost:
+            self.say(Message("lost", {"work": work.number, "count": 1}))
+        except BaseException as error:  # whatever it raises is this item's failure
+            self.failed(work, item_id, error, (time.monotonic_ns() - since_ns) / 1000)
+        finally:
+            self._ahead.pop(item_id, None)
+
+    async def _emitted_in_time(self, work: Work, item_id: int, argument: Any) -> list[tuple[int, bytes]]:
         limit = asyncio.timeout(self._timeout_s)
         try:
             async with limit:
-                return await self._emitted(work)
+                return await self._emitted(work, item_id, argument)
         except TimeoutError as error:
             if limit.expired():
                 raise TimeoutError(f"it ran longer than its timeout_s={self._timeout_s:g}") from error
             raise
 
-    async def _emitted(self, work: Work) -> list[tuple[int, bytes]]:
-        (body,) = work.bodies()
-        returned = self._function(self._decode(body))
-        if not self._is_generator:
-            value = await returned
-            return [] if value is DROP else self._ports.encode_each(value)
+    async def _values(self, argument: Any) -> AsyncIterator[Any]:
+        returned = self._function(argument)
+        if self._is_generator:
+            async for value in returned:
+                yield value
+        elif self._is_batch:
+            for value in values_of_batch(await returned, bool(self._ports.encoders)):
+                yield value
+        else:
+            yield await returned
+
+    async def _emitted(self, work: Work, item_id: int, argument: Any) -> list[tuple[int, bytes]]:
         bodies: list[tuple[int, bytes]] = []
         size = 0
-        async for value in returned:
+        async for value in self._values(argument):
             if value is DROP:
                 continue
             found = self._ports.encode_each(value)
             bodies += found
             size += sum(len(body) for _, body in found)
             if size > config.OUTPUT_PART_BYTES or len(bodies) >= config.OUTPUT_PART_ITEMS:
-                await self._send_ahead(work, bodies)
+                await self._send_ahead(work, item_id, bodies)
                 bodies, size = [], 0
         return bodies
 
-    async def _send_ahead(self, work: Work, bodies: list[tuple[int, bytes]]) -> None:
-        ahead = self._ahead.setdefault(work.ids[0], _AheadOfTask(work.ids[0], self._loop))
+    async def _send_ahead(self, work: Work, item_id: int, bodies: list[tuple[int, bytes]]) -> None:
+        ahead = self._ahead.setdefault(item_id, _AheadOfTask(item_id, self._loop))
         if self.waits_for_parts:
             await ahead.room()
         self._send_reports()
         self._send(self._ports.part(work.number, ahead.sent, bodies))
         ahead.sent += 1
 
-    def _report(self, work: Work, bodies: list[tuple[int, bytes]], elapsed_us: float) -> None:
-        ahead = self._ahead.get(work.ids[0])
-        fields: dict[str, Any] = {"work": work.number, "count": 1, "elapsed_us": elapsed_us}
-        if ahead is None:
+    def _report(self, work: Work, count: int, item_id: int, bodies: list[tuple[int, bytes]], elapsed_us: float) -> None:
+        ahead = self._ahead.get(item_id)
+        fields: dict[str, Any] = {"work": work.number, "count": count, "elapsed_us": elapsed_us}
+        if ahead is None and count == 1:
             fields["ports"], blobs = self._ports.pack([bodies])
             if any(b"__main__" in blob for blob in blobs):
                 for _, body in bodies:
                     check_value(body)
         else:
             fields["ports"], blobs = self._ports.pack_together(bodies)
-            fields |= {"whole": True, "parts": ahead.sent}
+            if bodies or ahead is not None:
+                fields |= {"whole": True, "parts": ahead.sent if ahead is not None else 0}
         self.say(Message("done", fields, tuple(blobs)))
 
-    def failed(self, work: Work, error: BaseException, elapsed_us: float) -> None:
-        """The item's task raised."""
+    def failed(self, work: Work, item_id: int, error: BaseException, elapsed_us: float) -> None:
+        """The function raised for this item alone."""
         self.say(Message("failed", {"work": work.number, "elapsed_us": elapsed_us, "error": error_of(error)}))

@@ -268,8 +268,6 @@ class Stage(Joinable[P, R_co]):
         """The rules that need both an option and the function."""
         if self.options.concurrency > 1 and not self.is_async:
             raise GraphError(f"{blame}: concurrency is for `async def`; use processes={self.options.concurrency}")
-        if self.options.concurrency > 1 and self.options.batch is not None:
-            raise GraphError(f"{blame}: a function gets items in batches or several at once; leave out batch or concurrency")
         if self.kind != "source":
             return
         if self.options.processes == "auto":

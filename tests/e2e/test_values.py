@@ -89,11 +89,12 @@ class Fetch:
         finally:
             in_hand.discard(x)
 
-@stage(concurrency=3)
-async def Each(value):
-    for part in value[:2]:
-        await asyncio.sleep(0)
-        yield part
+@stage(batch=5, concurrency=3)
+async def Each(values):
+    for value in values:
+        for part in value[:2]:
+            await asyncio.sleep(0)
+            yield part
 
 pipeline = Pipeline("fetching", Numbers >> Fetch >> [Queue("fetched", maxsize=None), Each])
 """,

@@ -217,6 +217,25 @@ def test_of_a_batch_that_fails_only_the_culprit_is_tried_again_and_parked() -> N
     assert len([xs for xs, _ in calls if 3 in xs and len(xs) > 1]) == 1
 
 
+def test_async_batches_are_in_hand_together_and_fail_one_by_one_too() -> None:
+    calls: list[list[int]] = []
+
+    @stage(batch=3, concurrency=3, retries=1)
+    async def Meet(xs: list[int]) -> Any:
+        calls.append(xs)
+        if len(xs) == 3:
+            await barrier.wait()
+        if 4 in xs:
+            raise KeyError(current().item_id)
+        return [x for x in xs if x != 1]
+
+    barrier = asyncio.Barrier(3)
+    run = Pipeline("meet", Numbers >> Meet).run_local()
+    assert sorted(run.results["Meet"]) == [0, 2, 3, 5, 6, 7, 8, 9]
+    assert [(value, repr(error)) for _, value, error in run.parked] == [(4, "KeyError(5)")]
+    assert sorted(calls) == [[0, 1, 2], [3], [3, 4, 5], [4], [4], [5], [6, 7, 8], [9]]
+
+
 def test_a_batch_that_returns_no_list_is_told_so() -> None:
     @stage(batch=10, retries=0)
     def Text(xs: list[int]) -> Any:

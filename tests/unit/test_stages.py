@@ -214,8 +214,6 @@ def test_concurrency_is_for_async_functions() -> None:
     assert stage(fetch, concurrency=8).options.concurrency == 8
     with pytest.raises(GraphError, match="concurrency is for `async def`; use processes=8"):
         stage(lambda x: x, name="plain", concurrency=8)
-    with pytest.raises(GraphError, match="in batches or several at once; leave out batch or concurrency"):
-        stage(fetch, concurrency=8, batch=2)
 
 
 # Shapes.

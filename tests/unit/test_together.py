@@ -222,6 +222,17 @@ def test_of_items_that_were_in_hand_when_their_process_died_each_runs_alone() ->
     assert [ids for _, ids in machine.works()] == [[4], [5]]
 
 
+def test_batches_in_hand_together_are_told_apart() -> None:
+    machine = Machine(concurrency=2, batch=2)
+    machine.grant(1, 6, 10)
+    assert [ids for _, ids in machine.works()] == [[1, 2], [3, 4]]
+    machine.says("done", 20, work=2, count=2, elapsed_us=100.0, ports=[{"port": 0}], whole=True, parts=0, blobs=(b"", b""))
+    assert [message.fields["ranges"] for message in machine.asked("done")] == [[[3, 5]]]
+    machine.says("divided", 30, work=1)
+    machine.dies(2, 40)
+    assert [message.fields["id"] for message in machine.asked("fail")] == [2], "of those in hand it ran alone by then"
+
+
 def test_a_task_that_holds_up_the_loop_takes_its_process_along() -> None:
     machine = Machine(concurrency=2, timeout_s=1.0)
     machine.grant(1, 2, 10)
