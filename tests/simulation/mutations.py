@@ -397,6 +397,10 @@ def _mixes_only_ok(original: Any) -> Any:
     return mix
 
 
+def _applies_again(original: Any) -> Any:
+    return lambda state, message, context: state._handlers[message.kind](message, context)
+
+
 def _forgets_parked(original: Any) -> Any:
     def count_delivery(self: State, queue: Any, item_id: int, *rest: Any) -> bool:
         parked = bool(original(self, queue, item_id, *rest))
@@ -619,11 +623,11 @@ MUTATIONS: tuple[Mutation, ...] = (
              SWAPPING),
     Mutation("compaction without a snapshot", swap(Progress, "wait_for_snapshot", _skips_over_compacted), "no progress",
              {**GROWING, "log_bytes_max": 3_000}),
-    Mutation("a commit index that goes back", swap(Raft, "_on_append_entries", _commit_goes_back), "goes back from commit|uncommitted",
+    Mutation("a commit index that goes back", swap(Raft, "_on_append_entries", _commit_goes_back), "goes back from commit|committed",
              {**HARD, "loss": 0.3, "delay_ms_max": 40}),
     Mutation("an apply that reads the clock", swap(State, "_count_delivery", _reads_a_clock), "is not the log's", SIM),
     Mutation("done applied twice", swap(State, "_apply_done", _done_twice), "are open", HARD),
-    Mutation("outputs of what was refused", swap(State, "_apply_done", _emits_for_the_refused), "are open|instead of|never put", HARD),
+    Mutation("outputs of what was refused", swap(State, "_apply_done", _emits_for_the_refused), "are open|instead of|never put|is not the log's", HARD),
     Mutation("an old epoch accepted", swap(State, "_apply_put", _old_epoch), "instead of", {**HARD, "process_dies_share": 0.05}),
     Mutation("session_end that counts nothing", swap(State, "_ran_in", _counts_nothing), "instead of", HARD),
     Mutation("deliveries counted for what only waits", swap(Executor, "on_exit", _counts_what_waits), "deliveries count",
@@ -635,6 +639,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("a divided batch that gives back what others hold", swap(State, "_refuse_whole", _gives_back_what_others_hold),
              "instead of|is not the log's|two valid fences", {**HARD, "process_dies_share": 0.05, "client_puts": 12, "clients": 3}),
     Mutation("keys forgotten", swap(State, "_load_keys", _nothing), "instead of|is not the log's|hash", HARD),
+    Mutation("what is said twice happens twice", swap(State, "_once", _applies_again), "instead of|is not the log's", HARD),
     Mutation("a hash that leaves something out", swap(State, "_mix", _mixes_only_ok), "hash", SIM),
     Mutation("a parked item lost", swap(State, "_count_delivery", _forgets_parked), "are open", SIM),
     Mutation("a lease that outlives its session", swap(Node, "_end_lost_sessions", _keeps_leases), "no progress", HARD),
