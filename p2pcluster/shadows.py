@@ -32,7 +32,8 @@ class PythonsFirst:
 
 
 def put_pythons_first() -> None:
-    """For a process that is a node's from here on: it looks for Python's own first for good, and forgets others that were loaded by their names."""
+    """For a process that is a node's from here on: it looks for Python's own first for good, and forgets others that were loaded by their
+    names."""
     sys.path.sort(key=lambda path: not _is_pythons(path))
     for name in sys.stdlib_module_names & set(sys.modules):
         file = getattr(sys.modules[name], "__file__", None)
@@ -46,7 +47,8 @@ def hidden_names(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         for entry in os.listdir(path) if os.path.isdir(path) else ():
             name, suffix = os.path.splitext(entry)
-            if name in sys.stdlib_module_names and name in sys.modules and (suffix == ".py" or os.path.exists(os.path.join(path, name, "__init__.py"))):
+            is_module = suffix == ".py" or os.path.exists(os.path.join(path, name, "__init__.py"))
+            if name in sys.stdlib_module_names and name in sys.modules and is_module:
                 found.setdefault(name, entry)
     return found
 
@@ -66,6 +68,6 @@ def wrong_import(hidden: dict[str, str], paths: list[str], module: str) -> str |
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in names:
                 if (top := name.partition(".")[0]) in hidden:
-                    return (f"{os.path.basename(file)} imports {top} and would get Python's own module of that name instead of the project's "
-                            f"{hidden[top]}: rename that")
+                    return (f"{os.path.basename(file)} imports {top} and would get Python's own module of that name instead of the "
+                            f"project's {hidden[top]}: rename that")
     return None

@@ -961,7 +961,8 @@ class StageProcess:
         else:
             from p2pcluster.together import BatchRunner
 
-            self._runner = BatchRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send, self._in_hand)
+            self._runner = BatchRunner(record, queues, function, stage.is_generator, context, self._position, self._channel.send,
+                                       self._in_hand)
         self._channel.send(Message("ready", {}))
         while (message := self._inbox.get()).kind != "stop":
             number = message.fields["work"]
@@ -969,7 +970,8 @@ class StageProcess:
             del self._works[number]
         return 0
 
-    def _run_tasks(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any], context: contexts.Context) -> int:
+    def _run_tasks(self, record: dict[str, Any], queues: dict[str, dict[str, Any]], stage: Stage[..., Any],
+                   context: contexts.Context) -> int:
         import asyncio
 
         from p2pcluster.together import TaskRunner

@@ -374,8 +374,10 @@ class State(Deployments):
         if number == 0:
             self._withdraw(queue, item_id, item_id + 1)
         known = queue.parts.get(item_id, Parts(0, []))
-        if number != known.count:
-            return Outcome("part", "already", {"parts": known.count}) if number < known.count else _refused(message, "sequence", parts=known.count)
+        if number < known.count:
+            return Outcome("part", "already", {"parts": known.count})
+        if number > known.count:
+            return _refused(message, "sequence", parts=known.count)
         queue.parts[item_id] = Parts(number + 1, known.spans + self._hide(ports, context))
         self._touch("parts", (queue.name, item_id))
         return Outcome("part", "ok", {"parts": number + 1})

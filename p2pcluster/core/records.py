@@ -36,8 +36,8 @@ class Parts:
 class QueueState:
     """One queue. Persistent: `next_id, put, done, closed`, the items by state, `keys`, `parts`; the rest is derived or a node's own.
 
-    `hidden` are the ids of what comes into this queue in parts, in no state until the item that they come from is done; `parts` are, by item
-    of this queue, what it has emitted so. `keys` are in the order in which they came, each with when that was.
+    `hidden` are the ids of what comes into this queue in parts, in no state until the item that they come from is done; `parts` are, by
+    item of this queue, what it has emitted so. `keys` are in the order in which they came, each with when that was.
     """
 
     def __init__(self, name: str) -> None:

@@ -227,7 +227,7 @@ pipeline = Pipeline("dying", Numbers >> [Batch, Task])
     out = site.out("dying")
     first = {"batch4-1", *(f"task{x}-1" for x in range(4))}
     wait_for(lambda: out.exists() and {file.name for file in out.iterdir()} == first, "all are in hand")
-    wait_for(lambda: [queue["leased"] for queue in site.status()["queues"] if queue["name"] in ("Batch", "Task")] == [4, 4], "the log says so")
+    wait_for(lambda: [q["leased"] for q in site.status()["queues"] if q["name"] in ("Batch", "Task")] == [4, 4], "the log says so")
     node.kill()
     site.start("run", str(project))
     with site.connect("dying", timeout_s=30) as cluster:

@@ -160,8 +160,8 @@ def test_functions_that_live_in_main_are_fine(how: str) -> None:
 
         print(sorted(Pipeline("cells", Numbers >> Square >> Next).run_local().results["Next"]))
     """)
-    command = [sys.executable, "-"] if how == "stdin" else [sys.executable, "-c", "import sys; exec(sys.stdin.read(), {'__name__': '__main__'})"]
-    run = subprocess.run(command, input=code, cwd=ROOT, capture_output=True, text=True, check=False)
+    words = ["-"] if how == "stdin" else ["-c", "import sys; exec(sys.stdin.read(), {'__name__': '__main__'})"]
+    run = subprocess.run([sys.executable, *words], input=code, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.stdout, run.stderr) == ("[1, 2, 5]\n", "")
 
 
@@ -303,7 +303,8 @@ def test_a_cycle_goes_round_until_it_is_left() -> None:
         return To("again", x - 1) if x > 0 else To("end", x)
 
     end = stage(lambda x: x, name="end")
-    run = Pipeline("round", Numbers >> Queue("round", maxsize=None) >> Down >> {"again": Queue("round", maxsize=None), "end": end}).run_local()
+    again = Queue("round", maxsize=None)
+    run = Pipeline("round", Numbers >> again >> Down >> {"again": again, "end": end}).run_local()
     assert run.results["end"] == [0] * 10
 
 

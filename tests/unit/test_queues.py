@@ -49,7 +49,8 @@ class Log:
         return self.one(commands.take(queue, ranges or [(1, 1000)], fence))
 
     def done(
-        self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False, fence: Fence | None = None, parts: int = 0
+        self, queue: str, *ranges: tuple[int, int], ports: Sequence[Port] = (), whole: bool = False,
+        fence: Fence | None = None, parts: int = 0,
     ) -> tuple[str, dict[str, Any]]:
         return self.one(commands.done(queue, ranges, ports, whole, None if fence is None else [fence] * len(ranges), parts))
 

@@ -26,11 +26,13 @@ def nothing(*arguments: Any) -> None:
 
 
 class Machine:
-    """A machine with processes of one stage. `works` are what they were told to run, `asked` what the leader was asked for, since last looked."""
+    """A machine with processes of one stage. `works` are what they were told to run, `asked` what the leader was asked for, since the last
+    look."""
 
     def __init__(self, processes: int = 1, **options: Any) -> None:
         stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [{"label": None, "queues": ["T"]}], "timeout_s": None,
-                                 "processes": 1, "batch": None, "batch_wait_s": WAIT_MS / 1000, "concurrency": 1, "retries": 3, "max_items": None,
+                                 "processes": 1, "batch": None, "batch_wait_s": WAIT_MS / 1000, "concurrency": 1, "retries": 3,
+                                 "max_items": None,
                                  **options}
         pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
                     "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None,
@@ -161,8 +163,9 @@ def test_what_comes_in_parts_holds_nobody_up_for_good(seed: int) -> None:
     random = Random(seed)
     spread = stage(nothing, name="Spread", processes=3, retries=1, backoff_s=0.01)
     left, right = (stage(nothing, name=name, processes=1) for name in ("Left", "Right"))
-    flow = Flow(Pipeline("f", source(nothing, name="G") >> Queue("q", maxsize=4) >> spread >> [
-        Queue("a", maxsize=3) >> left, Queue("b", maxsize=2) >> right] >> Queue("c", maxsize=2) >> sink(nothing, name="S")).manifest(), random, machines=2)
+    diamond = [Queue("a", maxsize=3) >> left, Queue("b", maxsize=2) >> right] >> Queue("c", maxsize=2) >> sink(nothing, name="S")
+    pipeline = Pipeline("f", source(nothing, name="G") >> Queue("q", maxsize=4) >> spread >> [Queue("a", maxsize=3), Queue("b", maxsize=2)], diamond)
+    flow = Flow(pipeline.manifest(), random, machines=2)
     flow.sources["G"] = [b"v%d" % number for number in range(12)]
     flow.part_size = 4
     flow.emits = lambda name, value: [(0, b"%s.%d" % (value, n)) for n in range(17)] if name == "Spread" else [(0, value)] * (name != "S")
