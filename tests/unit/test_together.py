@@ -164,7 +164,8 @@ def test_what_comes_in_parts_holds_nobody_up_for_good(seed: int) -> None:
     spread = stage(nothing, name="Spread", processes=3, retries=1, backoff_s=0.01)
     left, right = (stage(nothing, name=name, processes=1) for name in ("Left", "Right"))
     diamond = [Queue("a", maxsize=3) >> left, Queue("b", maxsize=2) >> right] >> Queue("c", maxsize=2) >> sink(nothing, name="S")
-    pipeline = Pipeline("f", source(nothing, name="G") >> Queue("q", maxsize=4) >> spread >> [Queue("a", maxsize=3), Queue("b", maxsize=2)], diamond)
+    first = source(nothing, name="G") >> Queue("q", maxsize=4) >> spread >> [Queue("a", maxsize=3), Queue("b", maxsize=2)]
+    pipeline = Pipeline("f", first, diamond)
     flow = Flow(pipeline.manifest(), random, machines=2)
     flow.sources["G"] = [b"v%d" % number for number in range(12)]
     flow.part_size = 4
