@@ -5,8 +5,8 @@
     python scripts/test.py --all-pythons            then also on the other Pythons of this machine that are supported
 
 The environment is `.venv` in the project's folder; for the other Pythons, and where `.venv` is one of another Python, it is `.venv-3.X`.
-Where nothing is chosen, the files in tests/e2e run one by one beside the others and beside each other, two at a time, since they mostly wait for
-real processes; each prints what it has to say when it is through. On the other Pythons they are left out: they take most of the time. The exit
+Where nothing is chosen, the folders in tests, and the files in tests/e2e one by one, run two at a time, since the latter mostly wait for real
+processes; each prints what it has to say when it is through. On the other Pythons they are left out: they take most of the time. The exit
 code is pytest's: that of the first run that failed, else 0; 1 with a line that says why when no test could run.
 """
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     try:
         codes = [_test(sys.executable, sys.version_info[:2], wanted)] if wanted else _test_all(sys.executable, sys.version_info[:2])
         if all_pythons:
-            codes += [_test(python, version, [f"--ignore={END_TO_END}", *wanted]) for version, python in _other_pythons()]
+            codes += _test_others(wanted)
     except CannotTest as error:
         print(f"scripts/test.py: {error}", file=sys.stderr)
         return 1
@@ -52,23 +52,33 @@ def _test(python: str, version: tuple[int, int], arguments: list[str]) -> int:
 
 
 def _test_all(python: str, version: tuple[int, int]) -> list[int]:
-    """Every test: all but those end to end in one process, and beside it those, file by file, the large ones first."""
+    """Every test, in parts: folder by folder, and those end to end file by file, the large ones first."""
     environment = _environment(python, version)
-    files = sorted((ROOT / END_TO_END).glob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True)
-    parts = [f"--ignore={END_TO_END}", *(file.relative_to(ROOT).as_posix() for file in files)]
-    _announce(version, ["..."])
+    parts = sorted({file.parent for file in (ROOT / "tests").glob("*/test_*.py")} - {ROOT / END_TO_END}, reverse=True)
+    parts += sorted((ROOT / END_TO_END).glob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True)
+    return _test_parts([(environment, part.relative_to(ROOT).as_posix()) for part in parts])
+
+
+def _test_others(wanted: list[str]) -> list[int]:
+    """All but the tests end to end, on the other Pythons."""
+    environments = [_environment(python, version) for version, python in _other_pythons()]
+    return _test_parts([(environment, f"--ignore={END_TO_END}", *wanted) for environment in environments])
+
+
+def _test_parts(parts: list[tuple[str, ...]]) -> list[int]:
+    """Each part is an environment's Python and the words for its pytest; as many at a time as there are lanes."""
     with ThreadPoolExecutor(LANES) as lanes:
-        runs = [lanes.submit(_test_part, environment, part) for part in parts]
+        runs = [lanes.submit(_test_part, *part) for part in parts]
         try:
             return [run.result() for run in runs]
         finally:
             lanes.shutdown(cancel_futures=True)  # when this script is interrupted; else all have ended
 
 
-def _test_part(environment: str, part: str) -> int:
-    done = subprocess.run([environment, "-m", "pytest", part], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+def _test_part(environment: str, *words: str) -> int:
+    done = subprocess.run([environment, "-m", "pytest", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           check=False)
-    print(f"--- pytest {part}\n{done.stdout.decode(errors='replace')}", flush=True)
+    print(f"--- {shlex.join([environment, '-m', 'pytest', *words])}\n{done.stdout.decode(errors='replace')}", flush=True)
     return done.returncode
 
 

@@ -27,6 +27,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     project = tmp_path / "project"
     project.mkdir()
+    (project / "tests" / "unit").mkdir(parents=True)
+    (project / "tests" / "unit" / "test_one.py").write_text("#")
     (project / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8"))
     monkeypatch.setattr(module, "ROOT", project)
     monkeypatch.setattr(sys, "executable", str(python(tmp_path / "own", HERE)))
@@ -58,15 +60,15 @@ def said(folder: Path) -> list[str]:
 
 
 def test_an_environment_is_made_and_pytest_gets_the_words(script: ModuleType) -> None:
-    (script.ROOT / "tests" / "e2e").mkdir(parents=True)
-    for name, size in (("test_small.py", 1), ("test_large.py", 9), ("harness.py", 5)):
-        (script.ROOT / "tests" / "e2e" / name).write_text("#" * size)
+    for name, size in (("e2e/test_small.py", 1), ("e2e/test_large.py", 9), ("e2e/harness.py", 5), ("golden/data", 1)):
+        (file := script.ROOT / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#" * size)
     assert script.main(["-k", "codec"]) == 0
     assert script.main([]) == 0
     first, *tests = said(script.ROOT / ".venv")
     assert first.endswith("pytest>=8 hypothesis>=6.100")
     assert tests[0] == "-m pytest -k codec", "nothing is installed twice"
-    assert sorted(tests[1:]) == ["-m pytest --ignore=tests/e2e", "-m pytest tests/e2e/test_large.py", "-m pytest tests/e2e/test_small.py"]
+    assert sorted(tests[1:]) == ["-m pytest tests/e2e/test_large.py", "-m pytest tests/e2e/test_small.py", "-m pytest tests/unit"]
 
 
 def test_the_exit_code_is_that_of_pytest(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +91,7 @@ def test_all_pythons_are_those_that_start(script: ModuleType, tmp_path: Path, mo
 def test_a_failure_on_another_python_is_a_failure(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python(tmp_path / "bin", OTHER)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(script, "_test_all", lambda *arguments: [0, 0])
-    monkeypatch.setattr(script, "_test", lambda *arguments: 1)
+    monkeypatch.setattr(script, "_test_part", lambda environment, *words: int(".venv-" in environment))
     assert script.main(["--all-pythons"]) == 1
 
 
