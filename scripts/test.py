@@ -67,6 +67,7 @@ def _test_others(wanted: list[str]) -> list[int]:
 
 def _test_parts(parts: list[tuple[str, ...]]) -> list[int]:
     """Each part is an environment's Python and the words for its pytest; as many at a time as there are lanes."""
+    print(f"--- {len(parts)} parts, {LANES} at a time; what each has to say comes when it is through", flush=True)
     with ThreadPoolExecutor(LANES) as lanes:
         runs = [lanes.submit(_test_part, *part) for part in parts]
         try:
