@@ -171,7 +171,7 @@ class Janitor(Client):
             item = self.world.random.choice(answer.fields["parked"])
             ids = None if self.world.random.random() < 0.2 else [int(item["id"].rpartition(":")[2])]
             kind = "discard" if ids is not None and self.world.random.random() < 0.5 else "retry"
-            self._ask(Message(kind, {"queue": item["queue"], "ids": ids}))
+            self._ask(Message(kind, {"queue": item["queue"], "ids": ids, "once": f"j{self.number}x{self._request}"}))
             return
         self.world.after(self.world.random.randrange(1, 2 * self._every_ms), self._next)
 
