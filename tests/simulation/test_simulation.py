@@ -58,6 +58,7 @@ def test_every_fault_happens_and_what_it_leads_to(outcomes: list[Outcome]) -> No
         "sends a snapshot at", "becomes the snapshot at", "put already", "put stale_epoch", "done already", "fail stale_fence",
         "release already", "session_end ok", "retry ok", "discard ok", "due ok", "on_done_ran ok", "runs a tick",
         "deploy ok", "roll ok", "rolled_out ok", "roll_back ok", "undeploy ok", "undeploy items_remain",
+        "pause ok", "resume ok", "scale ok", "scale source",
         *(f"stays {how}" for how in ("dead", "silent", "cut", "one way", "udp only")),
     ]
     assert [what for what in expected if not counts[what]] == []
@@ -86,7 +87,7 @@ QUICK = (
     "commit by counting an older term", "configuration before the no-op", "a learner that refuses to vote", "votes for any log",
     "done applied twice", "parts that are seen at once", "parts that outlive their lease", "parts of a grant given twice",
     "a lease that outlives its session", "an apply that reads the clock", "a tick before its time", "a rate that is not kept",
-    "items for a version that is not in force", "a roll-out that is forgotten",
+    "items for a version that is not in force", "a roll-out that is forgotten", "what is paused is given",
 )
 
 
