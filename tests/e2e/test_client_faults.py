@@ -121,6 +121,7 @@ def test_at_an_old_address_another_cluster_is_refused_and_the_own_one_is_found_e
         cluster.put("in", 0)
         first.kill()
         other = start(site, "other")["other"]
+        cluster.link.timeout_s = 1.0
         with pytest.raises(AuthenticationFailed, match="the node there is of cluster [0-9a-f]+, and this program was connected to") as caught:
             cluster.put("in", 1)
         assert caught.value.definite, "nothing was sent there"
