@@ -720,9 +720,10 @@ class _Plan:
     def voters(self) -> tuple[str, ...]:
         """The next voters: those of now, without who left, the dead exchanged, filled up as far as others are ready."""
         ready = self._ready_standbys()
+        is_coming = any(self._is_alive(standby) for standby in self._standbys if standby not in ready)
         kept = self._exchange_dead(self._staying[:], ready)
         kept += ready[: max(0, self._wanted - len(kept))]
-        if len(kept) < self._wanted and self._must_wait(len(kept)):
+        if len(kept) < self._wanted and is_coming and self._must_wait(len(kept)):
             return self._configuration.voters
         count = min(self._wanted, len(kept))
         count -= 1 - count % 2
@@ -750,17 +751,18 @@ class _Plan:
         return kept
 
     def _must_wait(self, available: int) -> bool:
-        """Whether a standby is on its way that makes the number odd, or stands in for who left."""
-        shrinks = available < len(self._configuration.voters)
-        return (shrinks or available % 2 == 0) and any(self._is_alive(standby) for standby in self._standbys)
+        """Whether a standby that is on its way would make the number odd, or stand in for who left. Nobody waits where there can be more
+        voters than now: a slow one would keep the others from voting, and the one that votes might die."""
+        now = len(self._configuration.voters)
+        return available < now or (available % 2 == 0 and available - 1 <= now)
 
     def _ready_standbys(self) -> list[str]:
         ready = [standby for standby in self._standbys if self._of(standby).is_ready(self._now_ms)]
         return sorted(ready, key=lambda standby: (self._of(standby).caught_up_since_ms, standby))
 
-    def _worth(self, voter: str) -> tuple[bool, bool, str]:
-        """Of too many voters the last goes: the leader never, the dead first, then the highest id."""
-        return voter != self._leader_id, not self._is_alive(voter), voter
+    def _worth(self, voter: str) -> tuple[bool, bool, bool, str]:
+        """Of too many voters the last goes: the leader never, who does not vote yet first, then the dead, then the highest id."""
+        return voter != self._leader_id, voter not in self._configuration.voters, not self._is_alive(voter), voter
 
     def _fitness(self, member: str) -> tuple[bool, bool, bool, str]:
         """Who should hold a copy, the best first: who has one and is not gone for long, then any live one."""

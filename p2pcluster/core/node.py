@@ -767,8 +767,8 @@ class Node:
         origin, node = origin_of(pipeline, nodes), str(pipeline.origin.get("node"))
         if origin is None and node in self.state.members and not self._watch.is_dead_for(node, ORIGIN_AWAITED_MS, self._now_ms):
             return None
-        admitted = admitted_nodes(pipeline, nodes)
-        return origin if origin in admitted else next(iter(admitted), None)
+        staying = [session for session in admitted_nodes(pipeline, nodes) if not session.is_draining]
+        return origin if origin in staying else next(iter(staying), None)
 
     def _plan_for(self, session: Session, processes: dict[str, int], nodes: list[Session]) -> dict[str, Any]:
         pipelines = {}

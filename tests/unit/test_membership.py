@@ -722,6 +722,13 @@ def test_a_dead_voter_that_nobody_can_replace_stays_a_voter() -> None:
     assert following("abc", "d", a=GOOD, b=GONE, c=GOOD, d=GONE) is None
 
 
+def test_a_dead_member_does_not_keep_the_living_from_voting() -> None:
+    """One voted and four stood by, one of them dead: the three living ones waited for each other for ever."""
+    assert following("a", "bcde", a=GOOD, b=GOOD, c=GOOD, d=GOOD, e=GONE) == ("abc", "de")
+    assert following("abc", "de", a=GOOD, b=GOOD, c=GOOD, d=GOOD, e=GONE) is None
+    assert following("a", "bcde", a=GOOD, b=GOOD, c=GOOD, d=GOOD, e=BEHIND) == ("abc", "de"), "nor does one that is slow"
+
+
 def test_members_that_are_dead_still_count() -> None:
     assert following("abcde", a=GOOD, b=GOOD, c=GOOD, d=GONE, e=GONE) is None
 
