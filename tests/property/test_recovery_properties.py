@@ -218,7 +218,7 @@ def test_a_longer_life_on_a_simulated_disk(seed: int) -> None:
 def caught(*errors: type[Exception]) -> None:
     """One of the first lives by chance goes wrong."""
     with pytest.raises(errors or AssertionError):
-        for seed in range(40):
+        for seed in range(80):
             live(Random(seed), SimStore())
 
 
@@ -277,4 +277,4 @@ def test_a_write_that_is_there_in_part_is_noticed(monkeypatch: pytest.MonkeyPatc
         return put_down(journal, replace(write, entries=write.entries[:1]))
 
     monkeypatch.setattr(SimJournal, "_put_down", half)
-    caught()
+    caught(AssertionError, JournalCorrupt)

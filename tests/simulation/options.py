@@ -92,7 +92,7 @@ def draw(seed: int, **given: Any) -> Options:
         partition_every_ms=sometimes(0.4, 1500, 6000), one_way_every_ms=sometimes(0.25, 2000, 6000),
         udp_cut_every_ms=sometimes(0.15, 2000, 6000), tcp_cut_every_ms=sometimes(0.25, 2000, 6000), reset_share=random.random(),
         pause_every_ms=sometimes(0.25, 1000, 5000), clock_stop_every_ms=sometimes(0.15, 2000, 6000),
-        crash_every_ms=random.randrange(1500, 4800), power_share=random.random() * 0.6, down_ms_max=random.choice((300, 1500, 4000)),
+        crash_every_ms=random.randrange(1500, 4400), power_share=random.random() * 0.6, down_ms_max=random.choice((300, 1500, 4000)),
         leave_every_ms=sometimes(0.25, 2000, 6000), stop_every_ms=sometimes(0.2, 2000, 8000), wipes=int(random.random() < 0.12),
         fsync_ms_max=random.choice((0, 0, 3, 25)), commit_error_every_ms=sometimes(0.2, 2000, 8000), disk_full_every_ms=sometimes(0.1, 3000, 8000),
         log_bytes_max=random.choice((3_000, 20_000, 1 << 28)), body_memory_bytes_max=random.choice((0, 300, 1 << 27)),

@@ -160,7 +160,8 @@ def test_a_machine_whose_connection_came_back_at_once_is_given_work_again(tmp_pa
     """Between two looks of its own it is led by the same node as before, which has forgotten it."""
     with cluster(tmp_path) as simulation:
         leader = leader_of(simulation)
-        follower = next(machine for machine in simulation.machines if machine is not leader)
+        dialled = [machine for machine in simulation.machines if machine.node_id > leader.node_id]  # the lower id dials
+        follower = dialled[0]
         life_of(follower)._tick = lambda: None  # type: ignore[method-assign]
         break_connection(leader, follower)
         simulation.until(lambda: follower.node_id in life_of(leader).peers.peers)
