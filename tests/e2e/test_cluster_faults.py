@@ -467,12 +467,13 @@ def test_a_full_disk_stops_its_node_alone_and_with_space_it_goes_on(three: Machi
 
 
 def make_leader(machines: Machines, name: str, leads: bool) -> None:
-    """Have a node lead, or not: whoever leads and should not is stopped, which hands over, and started again."""
-    for _ in range(10):
+    """Have a node lead, or not: whoever leads and should not is killed, so that chance chooses the next one, and started again."""
+    for _ in range(20):
         leader = machines.leader("a")
         if (leader == name) == leads:
             return
-        assert machines.running.pop(leader).stop() == 0
+        machines.running.pop(leader).kill()
+        machines.wait_for_leader(next(iter(machines.running)), other_than=leader)
         machines.start(leader)
         machines.wait_for_roles(name, leader=1, voter=2)
     raise AssertionError(f"{name} {'never leads' if leads else 'leads all the time'}")

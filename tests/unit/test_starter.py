@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def pytest_in(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": str(ROOT)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # an edit within a second that keeps the size would run the old bytecode
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=folder, env=environment, capture_output=True,
                           text=True, timeout=60, check=False)
 
