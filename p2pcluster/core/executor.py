@@ -836,7 +836,11 @@ class Executor:
             self._pause_source(process)
         for where, message in list(self._assigned.items()):
             pipeline = self.pipelines.get(where[0])
-            if where in running or pipeline is None or self.draining or not _is_source(pipeline, where[1]):
+            if where in running or pipeline is None or not _is_source(pipeline, where[1]):
+                continue
+            if self.draining:  # it may take long until this node goes
+                del self._assigned[where]
+                self._tell(Message("source_lost", {"pipeline": where[0], "stage": where[1], "shard": where[2]}))
                 continue
             spec = Spec(where[0], pipeline["version"], pipeline["run"], where[1], "source", where[2])
             self._start(spec, pipeline).assigned = message

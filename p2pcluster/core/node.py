@@ -716,8 +716,6 @@ class Node:
         if session.is_draining != message.fields["draining"]:
             session.is_draining = message.fields["draining"]
             self._next_plan_ms = 0
-            if session.is_draining:  # its sources end, and others go on with them
-                self._owners = {key: owner for key, owner in self._owners.items() if owner != session.id}
 
     def _on_node_source_lost(self, session: Session, message: Message) -> None:
         """The process of a source has gone: the next one learns from the log where it stands."""

@@ -15,6 +15,7 @@ from p2pcluster.core.queues import State
 from p2pcluster.core.rows import Row
 from p2pcluster.core.stages import sink, source, stage
 from p2pcluster.core.tables import TABLES
+from tests import plans
 from tests.leader import Leader
 
 
@@ -226,11 +227,9 @@ class Machine:
 
     def plan(self, **paused: str) -> None:
         names = {"all" if name == "" else name for name in paused}
-        pipeline = {"manifest": PIPELINE.manifest(), "version": "v", "run": 1, "state": "running", "project": {}, "zip_sha256": "",
-                    "params": None, "on_done_run": 0, "is_over": False, "scaled": {}, "rollout": None, "rolled": None,
-                    "paused": {"" if name == "all" else name: why for name, why in paused.items()}}
         assert names == set(paused)
-        self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {}}), 0)
+        said = {"" if name == "all" else name: why for name, why in paused.items()}
+        self.executor.on_leader(plans.plan(plans.planned(PIPELINE.manifest(), paused=said)), 0)
 
     def told(self) -> list[str]:
         return [action.message.kind for action in self.executor.take_actions() if isinstance(action, Send) and action.key == self.key]
@@ -261,9 +260,7 @@ def test_what_waits_on_a_machine_for_a_stage_that_is_paused_goes_back() -> None:
     executor = Executor("here")
 
     def plan(**paused: str) -> None:
-        pipeline = {"manifest": PIPELINE.manifest(), "version": "v", "run": 1, "state": "running", "project": {}, "zip_sha256": "", "params": None,
-                    "on_done_run": 0, "is_over": False, "scaled": {}, "paused": paused, "rollout": None, "rolled": None}
-        executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/Again": 1}}), 0)
+        executor.on_leader(plans.plan(plans.planned(PIPELINE.manifest(), paused=paused), Again=1), 0)
 
     def asked() -> list[Any]:
         actions = executor.take_actions()

@@ -8,6 +8,7 @@ from typing import Any
 from p2pcluster import config
 from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Executor, Send, Start, ToLeader
+from tests import plans
 
 SLOW_MS = int(1000 * config.RECALL_AFTER_S)
 SLOW_US = 1000.0 * SLOW_MS
@@ -17,13 +18,8 @@ class Machine:
     """A machine with one process of one stage, and a leader who grants what the test says. `sent` is what its process is told."""
 
     def __init__(self) -> None:
-        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1, "batch": None,
-                                 "concurrency": 1, "max_items": None}
-        pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
-                    "on_done_run": 0, "is_over": False}
         self.executor = Executor("here")
-        self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": 1}}), 0)
+        self.executor.on_leader(plans.plan(plans.planned(plans.manifest_of(plans.stage_of())), S=1), 0)
         (self.key,) = [action.key for action in self.executor.take_actions() if isinstance(action, Start)]
         self.says("ready", 0)
 

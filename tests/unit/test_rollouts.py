@@ -12,6 +12,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Executor, Send, Start, ToLeader
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.rollouts import told
+from tests import plans
 from tests.hostile import deploying
 from tests.leader import Leader
 
@@ -271,14 +272,10 @@ class Machine:
         self.plan(pipeline, OLD)
 
     def plan(self, pipeline: Pipeline | None, version: str = NEW, rollout: int | None = None) -> None:
-        pipelines, processes = {}, {}
-        if pipeline is not None:
-            manifest = pipeline.manifest()
-            pipelines["p"] = {"manifest": manifest, "version": version, "run": 1, "state": "running", "project": {}, "zip_sha256": "",
-                              "params": None, "paused": {}, "scaled": {}, "on_done_run": 0, "is_over": False, "rollout": rollout,
-                              "rolled": None}
-            processes = {f"p/{record['name']}": self.processes for record in manifest["stages"] if record["reads"]}
-        self.executor.on_leader(Message("plan", {"pipelines": pipelines, "processes": processes}), self.now_ms)
+        manifest = None if pipeline is None else pipeline.manifest()
+        processes = {record["name"]: self.processes for record in (manifest["stages"] if manifest else ()) if record["reads"]}
+        message = plans.plan(manifest and plans.planned(manifest, version=version, rollout=rollout), **processes)
+        self.executor.on_leader(message, self.now_ms)
         self.take()
 
     def take(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from p2pcluster import Queue, source
 from p2pcluster.core.codec import Message
+from p2pcluster.core.executor import Executor, ToLeader
 from p2pcluster.core.graph import Pipeline
+from tests import plans
 from tests.leader import Leader
 
 
@@ -39,16 +41,31 @@ def test_a_process_that_was_replaced_while_its_machine_was_cut_off_ends_without_
     assert epoch(leader) == before + 1
 
 
-def test_a_node_that_drains_for_as_long_as_it_takes_holds_no_source_back() -> None:
-    """It wanted to leave and could not yet; the source that was its was nobody's, and the run did not end."""
+def test_what_a_draining_node_s_source_still_emits_counts_until_its_process_has_ended() -> None:
     leader = Leader()
     leader.deploy(Pipeline("p", Numbers >> Queue("out", maxsize=None)))
     leader.join("one")
     leader.settle()
     leader.join("two")
     leader.settle()
-    assert leader.owners() == {"one"}
+    before = epoch(leader)
     draining = {"service_us": {}, "running": {}, "troubles": {}, "trials": {}, "draining": True}
     leader.node.step("one", Message("stats", draining), leader.now_ms)
     leader.settle()
+    assert leader.owners() == {"one"} and epoch(leader) == before, "another epoch would refuse what it has emitted already"
+    leader.node.step("one", Message("source_lost", {"pipeline": "p", "stage": "Numbers", "shard": 0}), leader.now_ms)
+    leader.settle()
     assert leader.owners() == {"two"}
+
+
+def test_a_source_that_comes_to_a_machine_that_drains_goes_back_to_the_leader() -> None:
+    """It wanted to leave and could not yet; its source was nobody's, and the run did not end."""
+    executor = Executor("here")
+    executor.on_leader(plans.plan(plans.planned(plans.manifest_of(plans.stage_of(kind="source")))), 0)
+    executor.drain()
+    executor.take_actions()
+    where = {"pipeline": "p", "stage": "S", "shard": 0}
+    executor.on_leader(Message("assigned", {**where, "producer": "source:p/1/S/0", "epoch": 1, "seq": 0, "count": 0, "hash": ""}), 10)
+    told = [action.message for action in executor.take_actions() if isinstance(action, ToLeader)]
+    assert [message.fields for message in told if message.kind == "source_lost"] == [where]
+    assert executor.is_idle

@@ -16,6 +16,7 @@ from p2pcluster.core.executor import Executor, Kill, Send, Start, ToLeader
 from p2pcluster.process import position_bytes, ran_before
 from p2pcluster.together import BatchRunner
 from p2pcluster.worker import Work
+from tests import plans
 from tests.flow import Flow
 
 WAIT_MS = 50
@@ -30,16 +31,10 @@ class Machine:
     look."""
 
     def __init__(self, processes: int = 1, **options: Any) -> None:
-        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [{"label": None, "queues": ["T"]}], "timeout_s": None,
-                                 "processes": 1, "batch": None, "batch_wait_s": WAIT_MS / 1000, "concurrency": 1, "retries": 3,
-                                 "max_items": None,
-                                 **options}
-        pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": 1,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None,
-                    "rolled": None, "on_done_run": 0, "is_over": False}
+        stage = plans.stage_of(ports=[{"label": None, "queues": ["T"]}], retries=3, **{"batch_wait_s": WAIT_MS / 1000, **options})
         self.executor = Executor("here")
         self._left: list[Any] = []
-        self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": processes}}), 0)
+        self.executor.on_leader(plans.plan(plans.planned(plans.manifest_of(stage)), S=processes), 0)
         self.keys = [action.key for action in self._actions(Start)]
         for key in self.keys:
             self.says("ready", 0, key)

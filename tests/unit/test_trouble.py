@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from p2pcluster import config
 from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Executor, Start, ToLeader
+from tests import plans
 
 FORGOTTEN_MS = int(1000 * config.TROUBLE_FORGOTTEN_S)
 
@@ -20,12 +19,7 @@ class Machine:
         self.plan(1)
 
     def plan(self, processes: int, run: int = 1, now_ms: int = 0) -> None:
-        stage: dict[str, Any] = {"name": "S", "kind": "stage", "reads": "S", "ports": [], "timeout_s": None, "processes": 1, "batch": None,
-                                 "concurrency": 1, "max_items": None}
-        pipeline = {"manifest": {"pipeline": "p", "on_done": False, "stages": [stage], "queues": []}, "version": "v", "run": run,
-                    "state": "running", "project": {}, "zip_sha256": "", "params": None, "paused": {}, "scaled": {}, "rollout": None, "rolled": None,
-                    "on_done_run": 0, "is_over": False}
-        self.executor.on_leader(Message("plan", {"pipelines": {"p": pipeline}, "processes": {"p/S": processes}}), now_ms)
+        self.executor.on_leader(plans.plan(plans.planned(plans.manifest_of(plans.stage_of()), run=run), S=processes), now_ms)
         self.look(now_ms)
 
     def look(self, now_ms: int) -> list[int]:
