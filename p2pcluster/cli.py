@@ -649,7 +649,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "new": _new, "demo": _demo, "deploy": _deploy, "undeploy": _undeploy, "status": _status, "put": _put, "take": _take, "results": _results,
-    "discard": _discard, "close": _close, "parked": _parked, "logs": _logs, "pause": _pause, "resume": _resume, "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key,
-    "doctor": _doctor,
+    "run": _run, "new": _new, "demo": _demo, "deploy": _deploy, "undeploy": _undeploy, "status": _status, "put": _put, "take": _take,
+    "results": _results, "discard": _discard, "close": _close, "parked": _parked, "logs": _logs, "pause": _pause, "resume": _resume,
+    "scale": _scale, "stop": _stop, "leave": _leave, "recover": _recover, "backup": _backup, "key": _key, "doctor": _doctor,
 }

@@ -125,7 +125,8 @@ class Clients:
 
 def _refusal(request: Message, error: ProtocolError) -> Message:
     number = request.fields.get("req")
-    return Message("reply", {"req": number if isinstance(number, int) else 0, "kind": request.kind, "result": "refused", "code": error.code, "text": str(error)})
+    return Message("reply", {"req": number if isinstance(number, int) else 0, "kind": request.kind, "result": "refused", "code": error.code,
+                             "text": str(error)})
 
 
 def _request(payload: Buffer) -> Message:

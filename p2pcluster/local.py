@@ -38,7 +38,7 @@ from p2pcluster.core.raft import HardState
 from p2pcluster.core.stages import At
 from p2pcluster.errors import ClusterError, ValueRefused, WrongUsage
 from p2pcluster.values import DECODERS
-from p2pcluster.worker import SourceRunner, StageRunner, Work, callable_of, entered_in, source_runner
+from p2pcluster.runners import SourceRunner, StageRunner, Work, callable_of, entered_in, source_runner
 
 _BATCH = 100  # values that a source puts at a time
 _STEP_MS = 10  # the clock's step while nothing happens
@@ -169,6 +169,9 @@ class _Tasks:
 
             def failed(self, work: Work, item_id: int, error: BaseException, elapsed_us: float) -> None:
                 if isinstance(error, KeyboardInterrupt):
+                    task = asyncio.current_task()
+                    assert task is not None, "an item fails in its task"
+                    task.add_done_callback(lambda ended: ended.exception())  # it comes up through the loop, and nobody asks the task
                     raise error
                 run.failures[(f"{run.pipeline.name}/{record['reads']}", item_id)] = error
                 super().failed(work, item_id, error, elapsed_us)

@@ -21,7 +21,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.stages import DROP
 from p2pcluster.errors import ValueRefused
 from p2pcluster.values import DECODERS, check_value
-from p2pcluster.worker import Ahead, ItemLost, Ports, Recalls, StageRunner, Work, error_of
+from p2pcluster.runners import Ahead, ItemLost, Ports, Recalls, StageRunner, Work, error_of
 
 
 REPORT_S = 0.002  # the end of a task waits this long for others to be reported with it

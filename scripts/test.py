@@ -77,9 +77,9 @@ def _test_parts(parts: list[tuple[str, ...]]) -> list[int]:
 
 
 def _test_part(environment: str, *words: str) -> int:
-    done = subprocess.run([environment, "-m", "pytest", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False)
-    print(f"--- {shlex.join([environment, '-m', 'pytest', *words])}\n{done.stdout.decode(errors='replace')}", flush=True)
+    command = [environment, "-m", "pytest", *words]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    print(f"--- {shlex.join(command)}\n{done.stdout.decode(errors='replace')}", flush=True)
     return done.returncode
 
 

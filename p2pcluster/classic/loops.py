@@ -28,7 +28,7 @@ from p2pcluster.core.commands import lengths_blob
 from p2pcluster.core.stages import DROP, Stage
 from p2pcluster.errors import Unavailable
 from p2pcluster.values import ENCODERS, as_refusal, check_value
-from p2pcluster.worker import callable_of, error_of
+from p2pcluster.runners import callable_of, error_of
 
 ROOM_EACH = 500  # values between two looks whether a queue is over its maximum ...
 ROOM_S = 0.2  # ... and, while it is, how often it is looked at

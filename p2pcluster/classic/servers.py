@@ -23,7 +23,7 @@ from p2pcluster.classic.processes import Job
 from p2pcluster.classic.queues import Door, Queues
 from p2pcluster.classic.schedulers import ClientInfo, PipelineReplicate
 from p2pcluster.errors import ClusterError, WrongUsage
-from p2pcluster.worker import error_of
+from p2pcluster.runners import error_of
 
 
 class BaseServer:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from p2pcluster.core.codec import Message
-from p2pcluster.core.records import BundlePart, Outcome, PipelineState, Release, Rollout
+from p2pcluster.core.records import Applying, BundlePart, Outcome, PipelineState, Release, Rollout
 from p2pcluster.core.rows import RowedState
 
 if TYPE_CHECKING:
     from p2pcluster.core.chunks import Chunk
-    from p2pcluster.core.queues import _Context as Context
 
 PREVIOUS_MAX = 2  # versions that are named as those before; the files of fewer are kept
 
@@ -29,15 +28,15 @@ PREVIOUS_MAX = 2  # versions that are named as those before; the files of fewer 
 class Deployments(RowedState):
     """The part of `queues.State` that knows of versions."""
 
-    def _maybe_done(self, name: str, context: Context) -> None:
+    def _maybe_done(self, name: str, context: Applying) -> None:
         raise NotImplementedError
 
-    def drop_body(self, chunk: Chunk) -> None:
+    def discount_body(self, chunk: Chunk) -> None:
         raise NotImplementedError
 
     # ---- bundles
 
-    def _apply_bundle_part(self, message: Message, context: Context) -> Outcome:
+    def _apply_bundle_part(self, message: Message, context: Applying) -> Outcome:
         key = (message.fields["version"], message.fields["part"])
         if key in self.bundles:
             return Outcome("bundle_part", "already")
@@ -63,7 +62,7 @@ class Deployments(RowedState):
                 found[version] = found.get(version, 0) + 1
         return found
 
-    def _apply_forget_uploads(self, message: Message, context: Context) -> Outcome:
+    def _apply_forget_uploads(self, message: Message, context: Applying) -> Outcome:
         count = self._forget_versions(message.fields["versions"])
         return Outcome("forget_uploads", "ok" if count else "already", {"count": count})
 
@@ -79,7 +78,7 @@ class Deployments(RowedState):
 
     # ---- versions
 
-    def _apply_deploy(self, message: Message, context: Context) -> Outcome:
+    def _apply_deploy(self, message: Message, context: Applying) -> Outcome:
         fields = message.fields
         if self.bundle_parts(fields["version"]) is None:
             return Outcome("deploy", "refused", {"code": "parts_missing"})
@@ -98,7 +97,7 @@ class Deployments(RowedState):
         rollout = new.rollout.number if new.rollout else None
         return Outcome("deploy", "ok", {"run": new.run, "state": new.state, "rollout": rollout})
 
-    def _put_in_force(self, pipeline: PipelineState, context: Context) -> None:
+    def _put_in_force(self, pipeline: PipelineState, context: Applying) -> None:
         self.pipelines[pipeline.name] = pipeline
         self._touch("projects", pipeline.name)
         self._wire(pipeline)
@@ -112,7 +111,7 @@ class Deployments(RowedState):
         is_meant = pipeline is not None and pipeline.rollout is not None and pipeline.rollout.number == message.fields["rollout"]
         return pipeline if is_meant else None
 
-    def _apply_roll(self, message: Message, context: Context) -> Outcome:
+    def _apply_roll(self, message: Message, context: Applying) -> Outcome:
         """One node more runs the new version."""
         pipeline, node = self._rolling(message), message.fields["node"]
         if pipeline is None or pipeline.rollout is None or node in pipeline.rollout.nodes:
@@ -121,7 +120,7 @@ class Deployments(RowedState):
         self._touch("projects", pipeline.name)
         return Outcome("roll", "ok", {"nodes": len(pipeline.rollout.nodes)})
 
-    def _apply_rolled_out(self, message: Message, context: Context) -> Outcome:
+    def _apply_rolled_out(self, message: Message, context: Applying) -> Outcome:
         """Every node runs the new version."""
         pipeline = self._rolling(message)
         if pipeline is None or pipeline.rollout is None:
@@ -132,7 +131,7 @@ class Deployments(RowedState):
         self._put_in_force(new, context)
         return Outcome("rolled_out", "ok")
 
-    def _apply_roll_back(self, message: Message, context: Context) -> Outcome:
+    def _apply_roll_back(self, message: Message, context: Applying) -> Outcome:
         """The new version did not start: the former one runs on everywhere."""
         pipeline = self._rolling(message)
         if pipeline is None or pipeline.rollout is None:
@@ -145,7 +144,7 @@ class Deployments(RowedState):
 
     # ---- the end of a pipeline
 
-    def _apply_undeploy(self, message: Message, context: Context) -> Outcome:
+    def _apply_undeploy(self, message: Message, context: Applying) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
             return Outcome("undeploy", "already")
@@ -156,7 +155,7 @@ class Deployments(RowedState):
         self.ended[pipeline.name] = (pipeline.run, max([pipeline.first_id, *(queue.next_id for queue in queues)]))
         for queue in queues:
             for chunk in queue.chunks:
-                self.drop_body(chunk)
+                self.discount_body(chunk)
             self._remove_queue(queue)
         for key in [key for key in self.producers if key.startswith(f"source:{pipeline.name}/")]:
             del self.producers[key]

@@ -334,7 +334,8 @@ class Executor:
         """A message of the leader."""
         self._now_ms = now_ms
         handler = {"plan": self._on_plan, "grant": self._on_grant, "assigned": self._on_assigned,
-                   "tick": self._on_tick, "revoke": self._on_revoke, "alarms": self._on_alarms, "reply": self._on_reply, "reported": self._on_reported}.get(message.kind)
+                   "tick": self._on_tick, "revoke": self._on_revoke, "alarms": self._on_alarms, "reply": self._on_reply,
+                   "reported": self._on_reported}.get(message.kind)
         if handler is None:
             raise RemoteProtocolError(f"a leader does not send {message.kind!r} to a node")
         handler(message)
@@ -1043,7 +1044,7 @@ class Executor:
         """How long an item takes. Before the first one is through, at least as long as it has been running: by steps, as each is told."""
         if stage.service_us is not None:
             return round(stage.service_us, 1)
-        running_ms = [self._now_ms - p.position_ms for p in self.processes.values() if p.works and _full(p.spec) == stage.name]
+        running_ms = [self._now_ms - p.position_ms for p in self.processes.values() if p.works and p.stage is stage]
         longest_ms = max(running_ms, default=0)
         return 1000.0 * (1 << longest_ms.bit_length() - 1) if longest_ms >= UNMEASURED_MS_MIN else None
 

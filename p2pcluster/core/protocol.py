@@ -242,7 +242,8 @@ _FAILURE = _record(node=_is_words, stage=_is_words, text=_is_words)
 _is_rolled = _record(version=is_name, nodes=is_number, failure=_or_none(_FAILURE))
 _TRIAL = _record(rollout=is_number, old=is_number, ready=_list(is_text), failure=_or_none(_record(stage=is_text, text=_is_words)))
 _PLANNED = _record(
-    version=is_name, rollout=_or_none(is_number), rolled=_or_none(_is_rolled), run=is_number, state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
+    version=is_name, rollout=_or_none(is_number), rolled=_or_none(_is_rolled), run=is_number,
+    state=lambda state: state in ("new", "running", "done"), manifest=is_manifest, project=_is_dict,
     params=is_shallow, on_done_run=is_number, zip_sha256=is_text, runs_on_done=is_flag, is_over=is_flag, seconds=_or_none(is_amount),
     parked=is_number, paused=_map(is_text, is_text), scaled=_map(is_text, is_process_count),
 )

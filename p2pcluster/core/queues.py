@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -25,7 +24,7 @@ from p2pcluster.core.commands import ONCE, Port, decode_commands, read_ports
 from p2pcluster.core.delays import by_clock
 from p2pcluster.core.deployments import Deployments
 from p2pcluster.core.ranges import Fence, Range, RangeSet
-from p2pcluster.core.records import Outcome, Parked, Parts, PipelineState, Producer, QueueState, shards_of, source_of, within
+from p2pcluster.core.records import Applying, Outcome, Parked, Parts, PipelineState, Producer, QueueState, shards_of, source_of, within
 
 _OUTCOMES = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -41,7 +40,7 @@ class State(Deployments):
         super().__init__()
         self.body_memory_bytes_max = body_memory_bytes_max
         self.body_memory_bytes = 0
-        self._handlers: dict[str, Callable[[Message, _Context], Outcome]] = {
+        self._handlers: dict[str, Callable[[Message, Applying], Outcome]] = {
             "put": self._apply_put,
             "done": self._apply_done,
             "part": self._apply_part,
@@ -81,14 +80,14 @@ class State(Deployments):
         assert index > self.applied_idx, f"entry {index} is applied already"
         outcomes = []
         for message, offset in decode_commands(body):
-            context = _Context(index, at_ms, offset, message.blobs)
+            context = Applying(index, at_ms, offset, message.blobs)
             outcome = self._once(message, context) if self.moved_to is None else self._moved(message)
             self._mix(outcome)
             outcomes.append(outcome)
         self.skip(index, term, at_ms)
         return outcomes
 
-    def _once(self, message: Message, context: _Context) -> Outcome:
+    def _once(self, message: Message, context: Applying) -> Outcome:
         """A command that carries a token is applied once: said again, it is answered as before, for as long as producers are remembered."""
         token = message.fields.get("once")
         key = f"{ONCE}{message.kind}:{token}"
@@ -112,7 +111,7 @@ class State(Deployments):
 
     # ---- items
 
-    def _append(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
+    def _append(self, queue: QueueState, port: Port, context: Applying, first_blob: int) -> int:
         count = len(port.lengths) // 4
         if count == 0:
             return 0
@@ -137,7 +136,7 @@ class State(Deployments):
         self._touch("chunks", (queue.name, chunk.first))
         return count
 
-    def drop_body(self, chunk: Chunk) -> None:
+    def discount_body(self, chunk: Chunk) -> None:
         """The chunk is out of the state, and its bytes count no more. They stay with it: a grant that is on its way out may name it, and the
         journal may not have them."""
         if chunk.body is not None:
@@ -159,7 +158,7 @@ class State(Deployments):
 
     def _forget_chunk(self, queue: QueueState, chunk: Chunk) -> None:
         queue.chunks.remove(chunk)
-        self.drop_body(chunk)
+        self.discount_body(chunk)
         self._dirty.get("chunks", set()).discard((queue.name, chunk.first))
         if chunk.persisted:
             self._removed_chunks.add((queue.name, chunk.first))
@@ -183,7 +182,7 @@ class State(Deployments):
 
     # ---- put
 
-    def _apply_put(self, message: Message, context: _Context) -> Outcome:
+    def _apply_put(self, message: Message, context: Applying) -> Outcome:
         key, epoch, seq = message.fields["producer"]
         producer = self.producers.get(key)
         source = message.fields["source"]
@@ -216,7 +215,7 @@ class State(Deployments):
         self._maybe_done_all({name for port, _ in ports for name in port.queues}, context, key)
         return Outcome("put", "ok", {"seq": seq, "added": added})
 
-    def _pace_source(self, key: str, ports: list[tuple[Port, int]], context: _Context) -> None:
+    def _pace_source(self, key: str, ports: list[tuple[Port, int]], context: Applying) -> None:
         pipeline, stage = source_of(key)
         interval_ns = self.source_intervals_ns.get(f"{pipeline}/{stage}", 0)
         if interval_ns and pipeline in self.pipelines:
@@ -241,7 +240,7 @@ class State(Deployments):
                     return ("not_running",)
         return None
 
-    def _put_port(self, queue: QueueState, port: Port, context: _Context, first_blob: int) -> int:
+    def _put_port(self, queue: QueueState, port: Port, context: Applying, first_blob: int) -> int:
         if port.keys is None:
             return self._append(queue, port, context, first_blob)
         fresh: list[tuple[int, str | None]] = []
@@ -258,7 +257,7 @@ class State(Deployments):
             return self._append(queue, port, context, first_blob)
         return self._append_some(queue, port, fresh, context)
 
-    def _append_some(self, queue: QueueState, port: Port, fresh: list[tuple[int, str | None]], context: _Context) -> int:
+    def _append_some(self, queue: QueueState, port: Port, fresh: list[tuple[int, str | None]], context: Applying) -> int:
         """Some of a put are known already. The rest no longer stands in the log as one piece, so it stays in memory until its row has it."""
         if not fresh:
             return 0
@@ -277,7 +276,7 @@ class State(Deployments):
         chunk.entry = 0
 
     def _move_producer(self, key: str, producer: Producer, seq: int, source: dict[str, Any] | None, message: Message,
-                       context: _Context) -> None:
+                       context: Applying) -> None:
         producer.seq = seq
         producer.at_ms = context.at_ms
         if source is not None:
@@ -291,7 +290,7 @@ class State(Deployments):
 
     # ---- take, done, release, fail
 
-    def _apply_take(self, message: Message, context: _Context) -> Outcome:
+    def _apply_take(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -306,13 +305,13 @@ class State(Deployments):
             self._pace(queue.pipeline, queue.read_by, queue.interval_ns, taken, context)
         return Outcome("take", "ok" if taken else "already", {"count": taken})
 
-    def _pace(self, pipeline: str, stage: str, interval_ns: int, count: int, context: _Context) -> None:
+    def _pace(self, pipeline: str, stage: str, interval_ns: int, count: int, context: Applying) -> None:
         """So much went through a stage with a rate: in the log, so that the next leader goes on where this one was."""
         paced = self.pipelines[pipeline].paced
         paced[stage] = pacing.taken(paced.get(stage, 0), interval_ns, context.at_ms, count)
         self._touch("projects", pipeline)
 
-    def _apply_done(self, message: Message, context: _Context) -> Outcome:
+    def _apply_done(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -361,7 +360,7 @@ class State(Deployments):
 
     # ---- outputs in parts
 
-    def _apply_part(self, message: Message, context: _Context) -> Outcome:
+    def _apply_part(self, message: Message, context: Applying) -> Outcome:
         """Outputs that are in the log before their item is done. They take ids and room, and are in no state."""
         queue = self.queues.get(message.fields["queue"])
         ports = _owned(read_ports(message.fields["ports"], message.blobs))
@@ -386,7 +385,7 @@ class State(Deployments):
         """Whether there is such a queue, of the same pipeline: what is hidden goes when the pipeline does."""
         return name in self.queues and self.queues[name].pipeline == queue.pipeline
 
-    def _hide(self, ports: list[tuple[Port, int]], context: _Context) -> list[tuple[str, int, int]]:
+    def _hide(self, ports: list[tuple[Port, int]], context: Applying) -> list[tuple[str, int, int]]:
         spans = []
         for port, first_blob in ports:
             for name in port.queues:
@@ -418,7 +417,7 @@ class State(Deployments):
                 self._finish(target, first, first + count)
             self._touch("parts", (queue.name, item_id))
 
-    def _emit(self, ports: list[tuple[Port, int]], chosen: list[int] | None, context: _Context) -> None:
+    def _emit(self, ports: list[tuple[Port, int]], chosen: list[int] | None, context: Applying) -> None:
         for port, first_blob in ports:
             if chosen is None:
                 for name in port.queues:
@@ -442,7 +441,7 @@ class State(Deployments):
         self._touch("leases", queue.name)
         return released
 
-    def _apply_release(self, message: Message, context: _Context) -> Outcome:
+    def _apply_release(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -451,7 +450,7 @@ class State(Deployments):
         released = self._release_found(queue, found)
         return Outcome("release", "ok" if released else "already", {"count": released})
 
-    def _apply_fail(self, message: Message, context: _Context) -> Outcome:
+    def _apply_fail(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -463,7 +462,7 @@ class State(Deployments):
         self._maybe_done(queue.pipeline, context)
         return Outcome("fail", "ok", {"parked": parked})
 
-    def _count_delivery(self, queue: QueueState, item_id: int, fields: dict[str, Any], context: _Context, in_company: bool = False) -> bool:
+    def _count_delivery(self, queue: QueueState, item_id: int, fields: dict[str, Any], context: Applying, in_company: bool = False) -> bool:
         """Whether the item is parked for it. One that ran in company never is: nobody knows which of them did the harm."""
         queue.leases.remove(item_id, item_id + 1)
         if queue.parts:
@@ -501,7 +500,7 @@ class State(Deployments):
         stage = pipeline.stage(queue.read_by) if pipeline and queue.read_by else None
         return int(stage["retries"]) if stage else without_stage
 
-    def _apply_due(self, message: Message, context: _Context) -> Outcome:
+    def _apply_due(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -511,7 +510,7 @@ class State(Deployments):
             self._touch_items(queue, item_id, item_id + 1)
         return Outcome("due", "ok" if ids else "already", {"count": len(ids)})
 
-    def _apply_session_end(self, message: Message, context: _Context) -> Outcome:
+    def _apply_session_end(self, message: Message, context: Applying) -> Outcome:
         node, boot = message.fields["node"], message.fields["boot"]
         released = counted = 0
         for name, queue in self.queues.items():
@@ -545,7 +544,7 @@ class State(Deployments):
 
     # ---- parked
 
-    def _apply_retry(self, message: Message, context: _Context) -> Outcome:
+    def _apply_retry(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -563,7 +562,7 @@ class State(Deployments):
             self._touch("projects", pipeline.name)
         return Outcome("retry", "ok" if chosen else "already", {"count": len(chosen)})
 
-    def _apply_discard(self, message: Message, context: _Context) -> Outcome:
+    def _apply_discard(self, message: Message, context: Applying) -> Outcome:
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
             return _refused(message, "unknown_queue")
@@ -589,7 +588,7 @@ class State(Deployments):
 
     # ---- projects and runs
 
-    def _apply_start_run(self, message: Message, context: _Context) -> Outcome:
+    def _apply_start_run(self, message: Message, context: Applying) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
             return _refused(message, "unknown_pipeline")
@@ -621,7 +620,7 @@ class State(Deployments):
             self._discard_all(queue)
         self._touch("queues", queue.name)
 
-    def _apply_assign(self, message: Message, context: _Context) -> Outcome:
+    def _apply_assign(self, message: Message, context: Applying) -> Outcome:
         fields = message.fields
         pipeline = self.pipelines.get(fields["pipeline"])
         stage = pipeline.stage(fields["stage"]) if pipeline else None
@@ -638,7 +637,7 @@ class State(Deployments):
             "producer": key, "epoch": producer.epoch, "seq": producer.seq, "count": producer.count, "hash": producer.hash,
         }, producer.cursor)
 
-    def _apply_close(self, message: Message, context: _Context) -> Outcome:
+    def _apply_close(self, message: Message, context: Applying) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
             return _refused(message, "unknown_pipeline")
@@ -662,7 +661,7 @@ class State(Deployments):
 
     # ---- what people say at run time, over what the code says
 
-    def _apply_pause(self, message: Message, context: _Context) -> Outcome:
+    def _apply_pause(self, message: Message, context: Applying) -> Outcome:
         """A stage, or all, are given nothing from here on. With a reason the stage stopped by itself; a person's word outlasts that."""
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
@@ -676,7 +675,7 @@ class State(Deployments):
         self._touch("projects", pipeline.name)
         return Outcome("pause", "ok")
 
-    def _apply_resume(self, message: Message, context: _Context) -> Outcome:
+    def _apply_resume(self, message: Message, context: Applying) -> Outcome:
         """Takes back the one pause that is named; of those that are left, the outcome tells."""
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
@@ -689,7 +688,7 @@ class State(Deployments):
         self._touch("projects", pipeline.name)
         return Outcome("resume", "already" if found is None else "ok", {"left": sorted(pipeline.paused)})
 
-    def _apply_scale(self, message: Message, context: _Context) -> Outcome:
+    def _apply_scale(self, message: Message, context: Applying) -> Outcome:
         """So many processes, whatever the code says; None: what the code says. A source's processes are its shards, which stay."""
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None:
@@ -709,7 +708,7 @@ class State(Deployments):
         self._touch("projects", pipeline.name)
         return Outcome("scale", "ok")
 
-    def _apply_on_done_ran(self, message: Message, context: _Context) -> Outcome:
+    def _apply_on_done_ran(self, message: Message, context: Applying) -> Outcome:
         pipeline = self.pipelines.get(message.fields["pipeline"])
         if pipeline is None or message.fields["run"] <= pipeline.on_done_run:
             return Outcome("on_done_ran", "already")
@@ -717,11 +716,11 @@ class State(Deployments):
         self._touch("projects", pipeline.name)
         return Outcome("on_done_ran", "ok")
 
-    def _apply_forget(self, message: Message, context: _Context) -> Outcome:
+    def _apply_forget(self, message: Message, context: Applying) -> Outcome:
         self._forget_producers(message.fields["producers"])
         return Outcome("forget", "ok")
 
-    def _apply_forget_keys(self, message: Message, context: _Context) -> Outcome:
+    def _apply_forget_keys(self, message: Message, context: Applying) -> Outcome:
         """Keys that came before a time may come again."""
         queue = self.queues.get(message.fields["queue"])
         if queue is None:
@@ -737,7 +736,7 @@ class State(Deployments):
             if self.producers.pop(key, None) is not None:
                 self._touch("producers", key)
 
-    def _apply_member(self, message: Message, context: _Context) -> Outcome:
+    def _apply_member(self, message: Message, context: Applying) -> Outcome:
         self.members[message.fields["node"]] = {"name": message.fields["name"], "facts": message.fields["facts"]}
         self._touch("members", message.fields["node"])
         return Outcome("member", "ok")
@@ -748,7 +747,7 @@ class State(Deployments):
             del self.members[other]
             self._touch("members", other)
 
-    def _apply_member_left(self, message: Message, context: _Context) -> Outcome:
+    def _apply_member_left(self, message: Message, context: Applying) -> Outcome:
         if self.members.pop(message.fields["node"], None) is None:
             return Outcome("member_left", "already")
         self._touch("members", message.fields["node"])
@@ -756,13 +755,13 @@ class State(Deployments):
 
     # ---- two clusters of one name
 
-    def _apply_accept(self, message: Message, context: _Context) -> Outcome:
+    def _apply_accept(self, message: Message, context: Applying) -> Outcome:
         """Another cluster may dissolve into this one, which therefore dissolves no more."""
         self.accepted.add(message.fields["cluster"])
         self._touch("clusters", message.fields["cluster"])
         return Outcome("accept", "ok")
 
-    def _apply_dissolve(self, message: Message, context: _Context) -> Outcome:
+    def _apply_dissolve(self, message: Message, context: Applying) -> Outcome:
         """Nothing was put here and nobody counts on this cluster: from here on everything is refused."""
         if self.has_work:
             return _refused(message, "has_work")
@@ -787,14 +786,14 @@ class State(Deployments):
         keys = (pipeline.source_key(stage["name"], shard) for shard in range(shards_of(stage)))
         return all(key in self.producers and self.producers[key].finished for key in keys)
 
-    def _maybe_done_all(self, queues: set[str], context: _Context, producer: str) -> None:
+    def _maybe_done_all(self, queues: set[str], context: Applying, producer: str) -> None:
         names = {self.queues[name].pipeline for name in queues}
         if producer.startswith("source:"):
             names.add(producer[len("source:") :].partition("/")[0])
         for name in names:
             self._maybe_done(name, context)
 
-    def _maybe_done(self, name: str, context: _Context) -> None:
+    def _maybe_done(self, name: str, context: Applying) -> None:
         pipeline = self.pipelines.get(name)
         if pipeline is None or pipeline.state != "running":
             return
@@ -835,20 +834,7 @@ class State(Deployments):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """Where a command stands: which entry, when, and where its blobs begin in the entry's body."""
-
-    index: int
-    at_ms: int
-    blobs_at: int
-    blobs: tuple[Buffer, ...]
-
-    def blob_offset(self, number: int) -> int:
-        return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
-
-
-def _due_of(port: Port, context: _Context) -> int:
+def _due_of(port: Port, context: Applying) -> int:
     return context.at_ms + port.delay_ms if port.delay_ms is not None else by_clock(port.at_ms or 0)
 
 

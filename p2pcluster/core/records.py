@@ -10,6 +10,7 @@ from typing import Any
 
 from p2pcluster.config import BUNDLE_VERSIONS_KEPT
 from p2pcluster.core.chunks import ChunkIndex
+from p2pcluster.core.codec import Buffer
 from p2pcluster.core.delays import Delayed
 from p2pcluster.core.ranges import LeaseMap, Range, RangeSet
 from p2pcluster.core.shares import Share
@@ -210,7 +211,8 @@ class PipelineState:
     def detail(self) -> dict[str, Any]:
         return {"origin": self.origin, "manifest": self.manifest, "files": self.files, "zip_sha256": self.zip_sha256,
                 "project": self.project, "params": self.params, "previous": self.previous, "totals": self.totals,
-                "paused": self.paused, "scaled": self.scaled, "paced": self.paced, "ticks": self.ticks, "shares": self.shares, "rolled": self.rolled, "first_id": self.first_id,
+                "paused": self.paused, "scaled": self.scaled, "paced": self.paced, "ticks": self.ticks, "shares": self.shares,
+                "rolled": self.rolled, "first_id": self.first_id,
                 "rollout": self.rollout and {"number": self.rollout.number, "former": self.rollout.former.fields(),
                                              "nodes": self.rollout.nodes}}
 
@@ -246,6 +248,19 @@ class Outcome:
     result: str
     fields: dict[str, Any] = field(default_factory=dict)
     cursor: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applying:
+    """Where a command stands: which entry, when, and where its blobs begin in the entry's body."""
+
+    index: int
+    at_ms: int
+    blobs_at: int
+    blobs: tuple[Buffer, ...]
+
+    def blob_offset(self, number: int) -> int:
+        return self.blobs_at + sum(len(blob) for blob in self.blobs[:number])
 
 
 def within(held: dict[int, Any], lo: int, hi: int) -> list[int]:

@@ -148,8 +148,8 @@ class RowedState:
     def rows_changed(self) -> Rows:
         """What changed since `rows_written`: for each table its rows by key, None for one that is gone.
 
-        Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is named, `keys` of a queue that began anew as
-        `(queue,): None`.
+        Rows come without body columns, save for chunks that the log does not hold in one piece. `leases` come whole for each queue that is
+        named, `keys` of a queue that began anew as `(queue,): None`.
         """
         rows: Rows = {table: {(name,): None for name in self._removed_queues} for table in _OF_QUEUES}  # before what came since
         rows["keys"] |= {(name,): None for name in self._cleared_keys}

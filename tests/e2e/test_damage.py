@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 from harness import ROOT, Site
 
-from p2pcluster.core.raft import HardState
 from p2pcluster.errors import JournalCorrupt, JournalError
 from p2pcluster.journal import Journal, JournalReader, Recovered, row_crc
 from p2pcluster.wal import scan_wal

@@ -398,7 +398,7 @@ def test_bytes_in_memory_that_are_not_counted_are_noticed(monkeypatch: Patch) ->
     def drop(state: State, chunk: Chunk) -> None:
         chunk.lengths = chunk.body = None
 
-    monkeypatch.setattr(State, "drop_body", drop)
+    monkeypatch.setattr(State, "discount_body", drop)
     caught({"memory"}, "bytes in memory are miscounted")
 
 
@@ -595,7 +595,7 @@ def every_input_has_one_output(m: Patch) -> None:
 
 
 def bytes_begin_one_too_late(m: Patch) -> None:
-    wrap(m, queues._Context, "blob_offset", lambda offset, *_: offset + 1)
+    wrap(m, queues.Applying, "blob_offset", lambda offset, *_: offset + 1)
 
 
 def a_part_of_a_put_is_sought_in_the_log(m: Patch) -> None:

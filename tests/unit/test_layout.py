@@ -32,8 +32,11 @@ FLOORS = (
     {"errors", "config", "shadows"},
     {"core"},
     {"home", "journal", "wal", "stream", "lan", "bundle", "process", "values", "safe_values", "logbook", "output"},
-    {"beacons", "clients", "committer", "finding", "gathering", "neighbours", "offering", "peers", "placements", "projects", "rivals"},  # the rooms of the daemon
-    {"client", "worker", "together", "daemon", "local"},
+    {"beacons", "clients", "committer", "finding", "gathering", "neighbours", "offering", "peers", "placements", "projects",
+     "rivals"},  # the rooms of the daemon
+    {"runners"},
+    {"together"},
+    {"client", "worker", "daemon", "local"},
     {"cli", "doctor", "page", "patience", "shown", "starter", "view", "classic", "examples"},
     {"__main__"},
 )
@@ -50,10 +53,6 @@ BESIDE = {
     ("cli", "starter"): "and so has one with a text of its own",
     ("cli", "page"): "run serves the page beside its node",
     ("page", "view"): "what is served is made by a module that knows no socket",
-    ("worker", "together"): "stages that have several items in hand are run by a module that others never import",
-    ("together", "worker"): "which says what a report is",
-    ("local", "together"): "and run_local runs them with the same code",
-    ("local", "worker"): "run_local runs a stage with the code that a stage process runs it with",
 }
 UPWARD = {
     ("core.graph", "cli"): "Pipeline.main() is the way from a pipeline.py to the command line",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import functools
 import itertools
 import signal
@@ -438,10 +439,12 @@ def test_ctrl_c_ends_it_and_parks_nothing(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"concurrency": 3}])
-def test_ctrl_c_ends_async_stages_too(options: dict[str, Any]) -> None:
+def test_ctrl_c_ends_async_stages_too(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     endless = source(_endless, name="Endless")
     with pytest.raises(KeyboardInterrupt):
         Pipeline("interrupted", endless >> stage(_interrupt_async, name="Stop", **options)).run_local()
+    gc.collect()
+    assert caplog.text == "", "asyncio has nothing to complain of"
 
 
 def test_ctrl_c_ends_it_in_a_notebook_too_where_it_runs_in_another_thread() -> None:

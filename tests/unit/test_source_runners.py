@@ -14,7 +14,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.graph import Pipeline
 from p2pcluster.core.stages import DROP, At, Stage, sink, source
 from p2pcluster.errors import ValueRefused
-from p2pcluster.worker import SourceRunner, TickRunner
+from p2pcluster.runners import SourceRunner, TickRunner
 
 BEGIN = Message("begin", {"producer": "source:p/1/S/0", "epoch": 1, "seq": 0, "count": 0, "hash": "", "shard": 0})
 

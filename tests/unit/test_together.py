@@ -15,7 +15,7 @@ from p2pcluster.core.codec import Message
 from p2pcluster.core.executor import Executor, Kill, Send, Start, ToLeader
 from p2pcluster.process import position_bytes, ran_before
 from p2pcluster.together import BatchRunner
-from p2pcluster.worker import Work
+from p2pcluster.runners import Work
 from tests import plans
 from tests.flow import Flow
 
