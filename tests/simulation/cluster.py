@@ -223,6 +223,8 @@ class Simulation:
         close = Message("close", {"pipeline": pipeline.NAME, "name": "in"})
         again = Message("start_run", {"pipeline": pipeline.NAME, "params": None})
         self.until(lambda: all(client.is_done for client in [*self.producers, *self.updaters]), LOOK_MS)
+        if self.options.deploy_every_ms:
+            self._demand_the_way_back()
         for run_number in range(1, 1 + self.options.runs):
             operator = Operator(CLIENT_NUMBERS_FROM + 60 + run_number, *self._common,
                                 messages=[close] if run_number == 1 else [again, close])
@@ -235,6 +237,17 @@ class Simulation:
             self.let_pass(50)
         require(why_not is None, f"what was over is not any more: {why_not}")
         self._check_end()
+
+    def _demand_the_way_back(self) -> None:
+        """A version that does not start, while a run is under way, is not there to stay."""
+        broken = "x0-out"
+        Operator(CLIENT_NUMBERS_FROM + 99, *self._common, messages=pipeline.shipment(broken)).start()
+
+        def has_gone_back() -> bool:
+            states = [life.node.state.pipelines[pipeline.NAME] for life in self._well_lives() if life.node.is_serving]
+            return any((found.rolled or {}).get("version") == broken and found.version != broken for found in states)
+
+        self.until(has_gone_back, LOOK_MS)
 
     def until(self, fact: Callable[[], bool], step_ms: int = 10, limit_ms: int | None = None) -> None:
         """Time passes until something has come about."""
